@@ -1,0 +1,47 @@
+# Everything a clone needs: `make train`, `make test`. Python 3.11-3.13 and make are enough to start.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+ALGO ?= ppo
+GAME ?= pong
+TIMESTEPS ?= 200000
+SEED ?= 0
+ENCODER ?= rl_s
+# More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
+ARGS ?=
+
+.PHONY: help install train test test-slow lint format clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(STAMP): setup.cfg constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "mnv4_rl needs Python 3.11 to 3.13, this is %s; try `make PYTHON=python3.12 ...`" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -c constraints.txt -e ".[runner,dev]"
+	@touch $@
+
+install: $(STAMP)  ## Create .venv and install everything the commands below need
+
+train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=200000 SEED=0 ENCODER=rl_s ALGO=ppo
+	$(PY) experiments/atari_$(ALGO).py --game $(GAME) --total-timesteps $(TIMESTEPS) --seed $(SEED) --encoder $(ENCODER) $(ARGS)
+
+test: $(STAMP)  ## The default tests (under 10 minutes on 2 cores)
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## The long tests: learning, memory, whole commands
+	$(PY) -m pytest -m slow
+
+lint: $(STAMP)  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP)  ## Let ruff rewrite what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## Remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Ready-made agents: features -> actions. Thin, typed glue around stable-baselines3."""

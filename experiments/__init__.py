@@ -1,0 +1,1 @@
+"""Commands: config -> run folder -> reports."""
