@@ -1,0 +1,216 @@
+"""The layers below the blocks: convolution with norm and activation, the norms, layer scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch as th
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnv4_rl.specs import ACTIVATIONS, NORMS, ActivationName, NormName, check_choice, check_positive
+
+GROUP_SIZE = 8
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position: no statistics, no modes, no mixing of positions.
+
+    On a channels-last map this is a LayerNorm over the innermost axis and copies nothing.
+
+    Args:
+        channels: Channels of the map.
+
+    Shape:
+        (N, channels, H, W) or (N, channels) -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each position's channel vector."""
+        if x.dim() == 2:
+            return super().forward(x)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def group_size(channels: int) -> int:
+    """Channels a group for GroupNorm: the divisor of ``channels`` nearest to 8, the larger of two as near.
+
+    Multiples of 8 get 8. Groups under 4 channels are avoided where they can be: on a 1x1 map a group of one channel
+    would normalise every value to zero.
+    """
+    divisors = [n for n in range(1, channels + 1) if channels % n == 0 and n >= min(4, channels)]
+    return min(divisors, key=lambda n: (abs(n - GROUP_SIZE), -n))
+
+
+def make_norm(norm: NormName, channels: int) -> nn.Module:
+    """Norm layer by name.
+
+    Args:
+        norm: ``"none"``, ``"batch"``, ``"group"`` (8 channels a group, adapted where 8 does not divide) or
+            ``"layer"`` (over the channels of each position).
+        channels: Channels of the map it follows.
+
+    Raises:
+        ValueError: For any other name.
+    """
+    check_choice("norm", norm, NORMS)
+    if norm == "none":
+        return nn.Identity()
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "group":
+        return nn.GroupNorm(channels // group_size(channels), channels)
+    return ChannelLayerNorm(channels)
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,  # the exact one, by the error function
+}
+
+
+def make_activation(activation: ActivationName | None) -> nn.Module:
+    """Activation by name, identity for None. ReLU works in place: it always follows a layer that made its input.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    if activation is None:
+        return nn.Identity()
+    check_choice("activation", activation, ACTIVATIONS)
+    return _ACTIVATIONS[activation]()
+
+
+class PatchConv2d(nn.Conv2d):
+    """Convolution whose kernel is its stride: cut the image into patches, then one matrix product.
+
+    The result is in channels-last memory format whatever the input's, at the price of one copy of the input, and its
+    backward is two matrix products.
+
+    Args:
+        in_channels: Image channels.
+        out_channels: Filters.
+        patch_size: Side of a patch in pixels.
+        bias: Whether a bias is added.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / patch_size), ceil(W / patch_size)); missing pixels are 0.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, patch_size, stride=patch_size, bias=bias)
+        self.patch_size = patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project each patch."""
+        p = self.patch_size
+        x = pad_to_multiple(x, p)
+        n, c, h, w = x.shape
+        patches = x.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, h // p, w // p, c * p * p)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zeros below and to the right until height and width are multiples of ``multiple``."""
+    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x.contiguous()
+
+
+class SamePadConv2d(nn.Conv2d):
+    """Convolution with an even kernel that keeps ``ceil(size / stride)`` positions by zero padding both sides.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Filters.
+        kernel_size: Side of the kernel.
+        stride: Stride.
+        bias: Whether a bias is added.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad, then convolve."""
+        top, bottom = self._missing(x.shape[2])
+        left, right = self._missing(x.shape[3])
+        return super().forward(F.pad(x, (left, right, top, bottom)))
+
+    def _missing(self, size: int) -> tuple[int, int]:
+        kernel, stride = int(self.kernel_size[0]), int(self.stride[0])
+        total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+        return total // 2, total - total // 2
+
+
+def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, bias: bool) -> nn.Conv2d:
+    """Convolution that keeps ``ceil(size / stride)`` positions, whatever its kernel."""
+    if kernel_size == stride and groups == 1 and stride > 1:
+        return PatchConv2d(in_channels, out_channels, kernel_size, bias=bias)
+    if kernel_size % 2 == 0:
+        return SamePadConv2d(in_channels, out_channels, kernel_size, stride, bias=bias)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm, activation; the last two optional.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        kernel_size: Side of the kernel.
+        stride: Stride.
+        groups: Groups of channels convolved apart; ``in_channels`` makes it depthwise.
+        norm: Norm after the convolution.
+        activation: Activation after the norm, None for none.
+        bias: Whether the convolution has a bias; None gives it one where no norm follows.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm: NormName = "batch",
+        activation: ActivationName | None = None,
+        bias: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
+        has_bias = norm == "none" if bias is None else bias
+        self.conv = make_conv(in_channels, out_channels, kernel_size, stride, groups, has_bias)
+        self.norm = make_norm(norm, out_channels)
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise, activate."""
+        return self.activation(self.norm(self.conv(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned scale for each channel.
+
+    Args:
+        channels: Channels of the map.
+        init: Value every scale starts with.
+
+    Source:
+        CaiT, arXiv:2103.17239.
+    """
+
+    def __init__(self, channels: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(th.full((channels,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of (N, C, H, W)."""
+        return x * self.gamma[:, None, None]

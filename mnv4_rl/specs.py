@@ -1,0 +1,296 @@
+"""What a network variant is made of: frozen dataclasses, checked on construction.
+
+A network is stem -> stages -> head. This module says what the pieces are; :mod:`mnv4_rl.network` builds them.
+It imports no torch, so listing and comparing variants is free.
+The rows themselves are in :mod:`mnv4_rl.registry`. Block names and settings follow MobileNetV4, arXiv:2404.10518.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+NormName: TypeAlias = Literal["none", "batch", "group", "layer"]
+ActivationName: TypeAlias = Literal["relu", "silu", "gelu"]
+Family: TypeAlias = Literal["readme", "paper", "rl"]
+Size: TypeAlias = tuple[int, int]
+
+NORMS: tuple[NormName, ...] = ("none", "batch", "group", "layer")
+ACTIVATIONS: tuple[ActivationName, ...] = ("relu", "silu", "gelu")
+
+
+def check_positive(**values: int) -> None:
+    """Refuse sizes that are not whole numbers of at least 1.
+
+    Raises:
+        ValueError: Naming the first offending argument, what it was and what is allowed.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_kernel(name: str, kernel_size: int, *, allow_zero: bool = False) -> None:
+    """Refuse kernels without a centre: only odd sizes keep ``ceil(size / stride)`` positions.
+
+    Raises:
+        ValueError: For even, negative or (unless ``allow_zero``) zero sizes.
+    """
+    if kernel_size == 0 and allow_zero:
+        return
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        zero = "0 (no such convolution) or " if allow_zero else ""
+        raise ValueError(f"{name} must be {zero}an odd number such as 3 or 5, got {kernel_size!r}.")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a name that is not in a fixed set.
+
+    Raises:
+        ValueError: Listing the allowed names.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def check_heads(channels: int, num_heads: int) -> int:
+    """Width of one head.
+
+    Raises:
+        ValueError: If the heads do not divide the channels; the message lists the counts that do.
+    """
+    check_positive(channels=channels, num_heads=num_heads)
+    if channels % num_heads:
+        allowed = ", ".join(str(n) for n in range(1, channels + 1) if channels % n == 0)
+        raise ValueError(
+            f"num_heads={num_heads} does not divide the {channels} channels into equal heads; allowed here: {allowed}."
+        )
+    return channels // num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemSpec:
+    """First layer: pixels -> channels. A kernel as large as its stride cuts the image into patches.
+
+    Attributes:
+        activation: Whether the network's activation follows the norm.
+    """
+
+    out_channels: int
+    kernel_size: int = 3
+    stride: int = 1
+    activation: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, kernel_size=self.kernel_size, stride=self.stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSpec:
+    """Dense convolution, norm, activation; never a residual."""
+
+    out_channels: int
+    kernel_size: int = 3
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, stride=self.stride)
+        check_kernel("kernel_size", self.kernel_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedIBSpec:
+    """Fused inverted bottleneck: dense k x k expansion, then a linear 1x1 projection."""
+
+    out_channels: int
+    expanded_channels: int
+    kernel_size: int = 3
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, expanded_channels=self.expanded_channels, stride=self.stride)
+        check_kernel("kernel_size", self.kernel_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UIBSpec:
+    """Universal inverted bottleneck; a kernel of 0 leaves that depthwise convolution out."""
+
+    out_channels: int
+    expanded_channels: int
+    start_dw_kernel_size: int = 0
+    middle_dw_kernel_size: int = 0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, expanded_channels=self.expanded_channels, stride=self.stride)
+        check_kernel("start_dw_kernel_size", self.start_dw_kernel_size, allow_zero=True)
+        check_kernel("middle_dw_kernel_size", self.middle_dw_kernel_size, allow_zero=True)
+        if self.stride > 1 and not (self.start_dw_kernel_size or self.middle_dw_kernel_size):
+            raise ValueError(
+                f"A UIB with stride {self.stride} needs a depthwise convolution to carry it: "
+                "set start_dw_kernel_size or middle_dw_kernel_size to an odd number, or the stride to 1."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The paper's name for this setting of the two depthwise kernels (section 3)."""
+        names = {(True, True): "ExtraDW", (False, True): "IB", (True, False): "ConvNext", (False, False): "FFN"}
+        return names[self.start_dw_kernel_size > 0, self.middle_dw_kernel_size > 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SESpec:
+    """Squeeze and excitation: each channel scaled by a gate computed from all channel means."""
+
+    squeeze_ratio: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.squeeze_ratio <= 1:
+            raise ValueError(f"squeeze_ratio must lie in (0, 1], got {self.squeeze_ratio!r}.")
+
+    @property
+    def stride(self) -> int:
+        """Squeeze and excitation keeps the map."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileMQASpec:
+    """Attention over positions; see :class:`mnv4_rl.blocks.MobileMQA` for the fields."""
+
+    num_heads: int
+    key_dim: int
+    kv_heads: int = 1
+    kv_stride: int = 1
+    kv_depthwise: bool = True
+    bias: bool = False
+    output_projection: bool = True
+    normalized: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive(num_heads=self.num_heads, key_dim=self.key_dim, kv_stride=self.kv_stride)
+        if self.kv_heads not in (1, self.num_heads):
+            raise ValueError(f"kv_heads must be 1 or num_heads ({self.num_heads}), got {self.kv_heads!r}.")
+
+    @property
+    def stride(self) -> int:
+        """Attention keeps the map: every position asks, whatever the stride of keys and values."""
+        return 1
+
+
+BlockSpec: TypeAlias = ConvSpec | FusedIBSpec | UIBSpec | SESpec | MobileMQASpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledHeadSpec:
+    """Classifier of the MobileNets: mean over the map, hidden layer, classes. Forgets position."""
+
+    hidden_features: int
+    hidden_bias: bool
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(hidden_features=self.hidden_features)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridHeadSpec:
+    """Features for control: the map pooled to at most ``grid`` x ``grid``, flattened, one layer. Keeps position.
+
+    Attributes:
+        squeeze_channels: Channels of a 1x1 convolution before flattening; 0 leaves it out.
+        norm: Norm on the feature vector.
+    """
+
+    features_dim: int = 512
+    grid: int = 6
+    squeeze_channels: int = 0
+    norm: NormName = "layer"
+    activation: ActivationName = "relu"
+
+    def __post_init__(self) -> None:
+        check_positive(features_dim=self.features_dim, grid=self.grid)
+        check_choice("norm", self.norm, NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+
+
+HeadSpec: TypeAlias = PooledHeadSpec | GridHeadSpec
+StageSpec: TypeAlias = tuple[BlockSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """One variant: what :func:`mnv4_rl.network.build` turns into a network.
+
+    Attributes:
+        name: Registry name.
+        family: Where the variant comes from: the README family, the paper, or made for RL.
+        norm: Norm after the stem and after each block's last convolution.
+        inner_norm: Norm after the other convolutions of a block; without one they have a bias.
+        layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
+        norm_gain: Initial weight of the norms after the stem and after a block's last convolution.
+        skip_gain: The same for blocks that add their input: what they add to it.
+        image_size: Side in pixels that published sizes refer to.
+    """
+
+    name: str
+    family: Family
+    stem: StemSpec
+    stages: tuple[StageSpec, ...]
+    head: HeadSpec
+    norm: NormName
+    inner_norm: NormName
+    activation: ActivationName
+    layer_scale: float | None = None
+    norm_gain: float = 1.0
+    skip_gain: float = 1.0
+    image_size: int
+
+    def __post_init__(self) -> None:
+        check_choice("norm", self.norm, NORMS)
+        check_choice("inner_norm", self.inner_norm, NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_positive(image_size=self.image_size)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the map that the head sees."""
+        widths = (block.out_channels for block in self.blocks() if not isinstance(block, SESpec | MobileMQASpec))
+        return [self.stem.out_channels, *widths][-1]
+
+    def blocks(self) -> Iterator[BlockSpec]:
+        """All blocks in order, stage borders forgotten."""
+        for stage in self.stages:
+            yield from stage
+
+    def map_size(self, image_size: Size) -> Size:
+        """Height and width of the last map: every strided layer keeps ``ceil(size / stride)`` positions."""
+        height, width = image_size
+        for stride in (self.stem.stride, *(block.stride for block in self.blocks())):
+            height, width = -(-height // stride), -(-width // stride)
+        return height, width
+
+    def without_batch_norm(self) -> NetworkSpec:
+        """The same architecture with every BatchNorm replaced by a norm that has no train and eval mode.
+
+        GroupNorm with 8 channels a group takes its place, and layer scales are dropped: a scale of 1e-5 after a block
+        without a residual relies on the next BatchNorm to restore the signal.
+        """
+        if "batch" not in (self.norm, self.inner_norm):
+            return self
+        swapped = {"norm": "group" if self.norm == "batch" else self.norm}
+        swapped["inner_norm"] = "group" if self.inner_norm == "batch" else self.inner_norm
+        return replace(self, layer_scale=None, **swapped)  # type: ignore[arg-type]
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Nearest multiple of ``divisor``, at least ``divisor``, never more than 10 % below ``channels``.
+
+    Source: the MobileNets' rule, tensorflow/models ``make_divisible``.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
