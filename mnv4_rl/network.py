@@ -1,0 +1,295 @@
+"""Spec -> network: stem, stages, head. The forward pass is those three lines.
+
+Sizes for ``rl_s`` on Atari: (N, 4, 84, 84) -> stem (N, 16, 21, 21) -> stages (N, 48, 6, 6) -> head (N, 512).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import singledispatch
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnv4_rl.blocks import SE, UIB, FusedIB, MobileMQA, Stem
+from mnv4_rl.layers import ConvNorm, make_activation, make_norm
+from mnv4_rl.specs import (
+    BlockSpec,
+    ConvSpec,
+    FusedIBSpec,
+    GridHeadSpec,
+    HeadSpec,
+    MobileMQASpec,
+    NetworkSpec,
+    PooledHeadSpec,
+    SESpec,
+    Size,
+    UIBSpec,
+    check_positive,
+)
+
+
+class Network(nn.Module):
+    """A built variant: ``head(stages(stem(x)))``.
+
+    Attributes:
+        spec: The row of data it was built from.
+        in_channels: Image channels it expects.
+
+    Shape:
+        (N, in_channels, H, W) float -> (N, num_classes), or (N, features) when built without classes.
+    """
+
+    def __init__(self, spec: NetworkSpec, in_channels: int, stages: nn.Sequential, head: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.in_channels = in_channels
+        stem_activation = spec.activation if spec.stem.activation else None
+        self.stem = Stem(
+            in_channels, spec.stem.out_channels, spec.stem.kernel_size, spec.stem.stride, spec.norm, stem_activation
+        )
+        self.stages = stages
+        self.head = head
+        initialise(self)
+        set_norm_gains(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels to classes or features.
+
+        Raises:
+            ValueError: If ``x`` is not a batch of images with ``in_channels`` channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{self.spec.name} expects images (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}; "
+                "add a batch dimension with x[None], move the channels with x.permute(0, 3, 1, 2), or build the model "
+                "with another in_channels."
+            )
+        x = self.stem(x)
+        x = self.stages(x)
+        return self.head(x)
+
+
+class PooledHead(nn.Module):
+    """Mean over the map, hidden layer, dropout, classes.
+
+    Args:
+        in_channels: Channels of the map.
+        spec: Widths and dropout.
+        network: The network it belongs to; gives norm and activation.
+        num_classes: Classes; 0 returns the hidden features.
+    """
+
+    def __init__(self, in_channels: int, spec: PooledHeadSpec, network: NetworkSpec, num_classes: int) -> None:
+        super().__init__()
+        self.out_features = num_classes or spec.hidden_features
+        self.hidden = ConvNorm(
+            in_channels,
+            spec.hidden_features,
+            norm=network.norm,
+            activation=network.activation,
+            bias=spec.hidden_bias,
+        )
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(spec.hidden_features, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_features)."""
+        x = self.hidden(x.mean((2, 3), keepdim=True)).flatten(1)
+        return self.classifier(self.dropout(x))
+
+
+class GridHead(nn.Module):
+    """The map, pooled to a grid that keeps position, flattened through one layer.
+
+    Maps larger than the grid are averaged down to it, so the parameters do not grow with the image.
+
+    Args:
+        in_channels: Channels of the map.
+        spec: Grid, widths, norm and activation.
+        map_size: Height and width of the map at the image size the head is for; other sizes are pooled to fit.
+        num_classes: Classes; 0 returns the features.
+    """
+
+    def __init__(self, in_channels: int, spec: GridHeadSpec, map_size: Size, num_classes: int) -> None:
+        super().__init__()
+        self.grid = (min(map_size[0], spec.grid), min(map_size[1], spec.grid))
+        self.out_features = num_classes or spec.features_dim
+        channels = spec.squeeze_channels or in_channels
+        self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
+        self.fc = nn.Linear(channels * math.prod(self.grid), spec.features_dim, bias=spec.norm == "none")
+        self.norm = make_norm(spec.norm, spec.features_dim)
+        self.activation = make_activation(spec.activation)
+        self.classifier = nn.Linear(spec.features_dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_features)."""
+        if x.shape[2:] != self.grid:
+            x = F.adaptive_avg_pool2d(x, self.grid)
+        # Position-major, channels innermost: for a channels-last map flattening is then a view.
+        x = self.squeeze(x).permute(0, 2, 3, 1).flatten(1)
+        return self.classifier(self.activation(self.norm(self.fc(x))))
+
+
+@singledispatch
+def build_block(block: BlockSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    """One block from its row.
+
+    Args:
+        block: The row.
+        in_channels: Channels of the map that comes in.
+        network: The network it belongs to; gives norms, activation and layer scale.
+
+    Returns:
+        The module and the channels of the map it returns.
+
+    Raises:
+        TypeError: For a row of a kind nobody builds.
+    """
+    raise TypeError(f"No block is built from {block!r}; register one with build_block.register.")
+
+
+@build_block.register
+def _(block: ConvSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    conv = ConvNorm(
+        in_channels,
+        block.out_channels,
+        block.kernel_size,
+        block.stride,
+        norm=network.norm,
+        activation=network.activation,
+    )
+    return conv, block.out_channels
+
+
+@build_block.register
+def _(block: FusedIBSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    fused = FusedIB(
+        in_channels,
+        block.out_channels,
+        block.expanded_channels,
+        block.kernel_size,
+        block.stride,
+        network.norm,
+        network.inner_norm,
+        network.activation,
+    )
+    return fused, block.out_channels
+
+
+@build_block.register
+def _(block: UIBSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    uib = UIB(
+        in_channels,
+        block.out_channels,
+        block.expanded_channels,
+        block.start_dw_kernel_size,
+        block.middle_dw_kernel_size,
+        block.stride,
+        network.norm,
+        network.inner_norm,
+        network.activation,
+        network.layer_scale,
+    )
+    return uib, block.out_channels
+
+
+@build_block.register
+def _(block: SESpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    return SE(in_channels, block.squeeze_ratio, network.activation), in_channels
+
+
+@build_block.register
+def _(block: MobileMQASpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    attention = MobileMQA(
+        in_channels,
+        block.num_heads,
+        block.key_dim,
+        block.kv_heads,
+        block.kv_stride,
+        block.kv_depthwise,
+        block.bias,
+        block.output_projection,
+        network.norm if block.normalized else "none",
+        network.layer_scale,
+    )
+    return attention, in_channels
+
+
+def build_stages(network: NetworkSpec) -> nn.Sequential:
+    """All stages as a Sequential of Sequentials, channels threaded through."""
+    channels = network.stem.out_channels
+    stages = nn.Sequential()
+    for rows in network.stages:
+        stage = nn.Sequential()
+        for row in rows:
+            block, channels = build_block(row, channels, network)
+            stage.append(block)
+        stages.append(stage)
+    return stages
+
+
+def build_head(network: NetworkSpec, image_size: Size, num_classes: int) -> PooledHead | GridHead:
+    """The head its spec names, on the map that ``image_size`` leads to."""
+    head: HeadSpec = network.head
+    if isinstance(head, PooledHeadSpec):
+        return PooledHead(network.out_channels, head, network, num_classes)
+    return GridHead(network.out_channels, head, network.map_size(image_size), num_classes)
+
+
+def build(spec: NetworkSpec, in_channels: int, num_classes: int, image_size: Size | None = None) -> Network:
+    """Build a variant.
+
+    Args:
+        spec: The row of data.
+        in_channels: Image channels, at least 1.
+        num_classes: Classes, 0 for the features before the classifier.
+        image_size: Height and width in pixels that a grid head is sized for; the variant's own size by default.
+            Every network accepts every size; this only sets the number of weights of a grid head.
+
+    Raises:
+        ValueError: For sizes below 1.
+    """
+    check_positive(in_channels=in_channels)
+    if num_classes != 0:
+        check_positive(num_classes=num_classes)
+    height, width = image_size or (spec.image_size, spec.image_size)
+    check_positive(height=height, width=width)
+    return Network(spec, in_channels, build_stages(spec), build_head(spec, (height, width), num_classes))
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise every layer: He-normal over the fan-in for convolutions and hidden layers, zero biases.
+
+    He's variance keeps the signal through ReLU-like activations at any width, depthwise layers included: an orthogonal
+    matrix of the same shape would shrink a depthwise layer by sqrt(kernel area / channels). Classifiers start small so
+    that all classes start equal.
+
+    Source:
+        arXiv:1502.01852 (He-normal).
+    """
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        if name.rpartition(".")[2] == "classifier":
+            nn.init.normal_(layer.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def set_norm_gains(network: Network) -> None:
+    """Give the norms after the stem and after each block the initial weights their spec names.
+
+    On mostly static pictures a norm over channels leaves much of its unit variance in a constant offset between
+    channels; the gain restores the part that varies over batch and space.
+    """
+    gained: list[tuple[nn.Module, float]] = [(network.stem.conv.norm, network.spec.norm_gain)]
+    for block in network.stages.modules():
+        if isinstance(block, FusedIB | UIB):
+            gain = network.spec.skip_gain if block.has_skip else network.spec.norm_gain
+            gained.append((block.project.norm, gain))
+    for norm, gain in gained:
+        if isinstance(getattr(norm, "weight", None), nn.Parameter):
+            nn.init.constant_(norm.weight, gain)  # type: ignore[arg-type]

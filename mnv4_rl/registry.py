@@ -1,0 +1,187 @@
+"""The tables and the one list of names: :data:`SPECS`. Adding a variant is adding a row here.
+
+Sources:
+    ``mobilenet_v4_*``: the five configurations of the MobileNet_v4 system that this package carries on; its README
+    published only the parameter counts, which the rows below reproduce exactly.
+    ``rl_*``: this project's own measurements.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from mnv4_rl.specs import (
+    BlockSpec,
+    FusedIBSpec,
+    GridHeadSpec,
+    MobileMQASpec,
+    NetworkSpec,
+    PooledHeadSpec,
+    SESpec,
+    StemSpec,
+    UIBSpec,
+    check_heads,
+    check_positive,
+)
+
+
+def readme_spec(
+    *,
+    name: str,
+    base_channels: int,
+    expanded_channels: int,
+    squeeze_ratio: float,
+    fused_ibs: int,
+    uib_and_extra_dws: int,
+    se_and_uibs: int,
+    se_and_mqas: int,
+    num_heads: int,
+    hidden_dim_classifier: int,
+    dropout: float,
+    kv_stride: int = 1,
+) -> NetworkSpec:
+    """One row of the README family: stem, then four stages that repeat a pattern.
+
+    Args:
+        name: Registry name.
+        base_channels: Channels between blocks.
+        expanded_channels: Channels inside a bottleneck.
+        squeeze_ratio: Share of the base channels in the bottleneck of squeeze and excitation.
+        fused_ibs: FusedIB blocks, each halving the map.
+        uib_and_extra_dws: Pairs of a UIB and an ExtraDW.
+        se_and_uibs: Pairs of an SE and a UIB.
+        se_and_mqas: Pairs of an SE and a MobileMQA.
+        num_heads: Attention heads; they must divide ``base_channels``.
+        hidden_dim_classifier: Width of the classifier's hidden layer.
+        dropout: Probability of dropping a hidden feature of the classifier while training.
+        kv_stride: Stride at which attention reads its keys and values.
+
+    Raises:
+        ValueError: For sizes below 1, a ratio outside (0, 1] or heads that do not divide the channels.
+    """
+    check_positive(base_channels=base_channels, expanded_channels=expanded_channels)
+    uib = UIBSpec(out_channels=base_channels, expanded_channels=expanded_channels, start_dw_kernel_size=5)
+    extra_dw = replace(uib, middle_dw_kernel_size=3)
+    se = SESpec(squeeze_ratio=squeeze_ratio)
+    mqa = MobileMQASpec(
+        num_heads=num_heads,
+        key_dim=check_heads(base_channels, num_heads),
+        kv_heads=num_heads,
+        kv_stride=kv_stride,
+        kv_depthwise=False,
+        bias=True,
+        output_projection=False,
+        normalized=False,
+    )
+    fused = FusedIBSpec(out_channels=base_channels, expanded_channels=expanded_channels)
+    return NetworkSpec(
+        name=name,
+        family="readme",
+        stem=StemSpec(out_channels=base_channels),
+        stages=(
+            _repeat((fused,), "FusedIBs", fused_ibs),
+            _repeat((uib, extra_dw), "UIB_and_ExtraDWs", uib_and_extra_dws),
+            _repeat((se, uib), "SE_and_UIBs", se_and_uibs),
+            _repeat((se, mqa), "SE_and_MobileMQAs", se_and_mqas),
+        ),
+        head=PooledHeadSpec(hidden_features=hidden_dim_classifier, hidden_bias=True, dropout=dropout),
+        norm="group",
+        inner_norm="group",
+        activation="silu",
+        image_size=512,
+    )
+
+
+def _repeat(pattern: tuple[BlockSpec, ...], name: str, times: int) -> tuple[BlockSpec, ...]:
+    if not isinstance(times, int) or times < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {times!r}.")
+    return pattern * times
+
+
+_README_COLUMNS = (
+    "name", "base_channels", "expanded_channels", "fused_ibs", "uib_and_extra_dws", "se_and_uibs", "se_and_mqas",
+    "num_heads", "hidden_dim_classifier", "dropout", "kv_stride",
+)  # fmt: skip
+_README_ROWS = (
+    ("mobilenet_v4_nano", 24, 64, 2, 2, 3, 1, 4, 512, 0.2, 1),
+    ("mobilenet_v4_small", 48, 96, 2, 3, 4, 2, 6, 1024, 0.2, 1),
+    ("mobilenet_v4_medium", 96, 192, 2, 5, 6, 3, 8, 1024, 0.2, 1),
+    ("mobilenet_v4_large", 224, 512, 3, 6, 5, 3, 14, 1280, 0.2, 1),
+    ("mobilenet_v4_hybrid_large", 384, 768, 3, 7, 6, 4, 32, 1280, 0.3, 2),
+)
+README_FAMILY = tuple(
+    readme_spec(squeeze_ratio=0.25, **dict(zip(_README_COLUMNS, row, strict=True)))  # type: ignore[arg-type]
+    for row in _README_ROWS
+)
+
+# Dense FusedIB where the map is large, depthwise only at 6x6, one norm a block, position kept in the head.
+RL_FAMILY = (
+    NetworkSpec(
+        name="rl_s",
+        family="rl",
+        stem=StemSpec(out_channels=16, kernel_size=4, stride=4, activation=False),  # 84 -> 21
+        stages=(
+            (FusedIBSpec(out_channels=32, expanded_channels=32),),  # 21 -> 11
+            (FusedIBSpec(out_channels=48, expanded_channels=64),),  # 11 -> 6
+            (
+                UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=5),
+                UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=3),
+            ),
+        ),
+        head=GridHeadSpec(activation="silu"),  # a ReLU leaves a third of the features dead on static pictures
+        norm="layer",
+        inner_norm="none",
+        activation="relu",
+        norm_gain=1.5,
+        skip_gain=0.5,
+        image_size=84,
+    ),
+)
+
+SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in README_FAMILY + RL_FAMILY}
+
+# timm's names differ from ours in one underscore and name other networks: (timm's prefix, our paper model's).
+_TIMM_TO_PAPER = {
+    "mobilenetv4_conv_small": "mnv4_conv_s",
+    "mobilenetv4_conv_medium": "mnv4_conv_m",
+    "mobilenetv4_conv_large": "mnv4_conv_l",
+    "mobilenetv4_hybrid_medium": "mnv4_hybrid_m",
+    "mobilenetv4_hybrid_large": "mnv4_hybrid_l",
+}
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """Names that :func:`mnv4_rl.create_model` and the extractors accept, in table order.
+
+    Args:
+        family: Only this family: ``"readme"``, ``"paper"`` or ``"rl"``.
+    """
+    return [name for name, spec in SPECS.items() if family in (None, spec.family)]
+
+
+def get_spec(name: str) -> NetworkSpec:
+    """The row called ``name``.
+
+    Raises:
+        TypeError: If ``name`` is not a string.
+        ValueError: If no variant has that name; the message suggests what was probably meant.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"A variant is named by a string such as 'rl_s', got {name!r}; one of {', '.join(SPECS)}.")
+    if name not in SPECS:
+        raise ValueError(_unknown_name_message(name))
+    return SPECS[name]
+
+
+def _unknown_name_message(name: str) -> str:
+    message = f"There is no model called {name!r}."
+    if name in _TIMM_TO_PAPER:
+        ours = _TIMM_TO_PAPER[name]
+        return (
+            f"{message} {name!r} is timm's name for the paper's model, called {ours!r} here "
+            f"(not the README family's 'mobilenet_v4_*', which are other networks). Known: {', '.join(SPECS)}."
+        )
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), SPECS, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"{message}{hint} Known: {', '.join(SPECS)}."
