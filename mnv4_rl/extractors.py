@@ -1,0 +1,280 @@
+"""The encoders behind stable-baselines3's features-extractor contract; the only place that knows observation spaces.
+
+    policy_kwargs = dict(features_extractor_class=MNV4Extractor, net_arch=[])
+
+SB3 hands an extractor float images already divided by 255 (``preprocess_obs``); floats are never divided again here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from mnv4_rl.network import Network, build
+from mnv4_rl.registry import get_spec
+from mnv4_rl.specs import GridHeadSpec, NetworkSpec, check_positive
+
+MAX_NORMALIZED = 1.0
+
+
+class ImageExtractor(BaseFeaturesExtractor):
+    """What every image extractor shares: the checks of the space, the layout of the image, its own initialisation.
+
+    A subclass sets ``self.network``, which maps (N, channels, H, W) float to (N, features_dim).
+
+    Args:
+        observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
+        features_dim: Width of the features.
+        normalized_image: Trust that a float image is scaled, whatever its bounds (SB3's meaning of the word).
+        channels_last: Whether the image is (H, W, C); None decides as SB3 does, by the smallest axis.
+
+    Raises:
+        TypeError: If the space is not a gymnasium space.
+        ValueError: If the space is no image; the message says what came, what is allowed and what to do.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        features_dim: int,
+        normalized_image: bool = False,
+        channels_last: bool | None = None,
+    ) -> None:
+        check_positive(features_dim=features_dim)
+        box = check_image_space(observation_space, normalized_image)
+        super().__init__(box, features_dim)
+        self.channels_last = is_channels_last(box) if channels_last is None else channels_last
+        self._may_be_unscaled = box.dtype == np.uint8 and not normalized_image
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an observation."""
+        shape = self._observation_space.shape
+        assert shape is not None  # a Box has one
+        a, b, c = shape
+        return (c, a, b) if self.channels_last else (a, b, c)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations to features.
+
+        Args:
+            observations: (N, C, H, W), or (N, H, W, C) for a channels-last space; float scaled by SB3, or uint8,
+                which is divided by 255 here.
+
+        Returns:
+            (N, features_dim) float.
+
+        Raises:
+            ValueError: If a uint8 space arrives as floats above 1, that is with SB3's ``normalize_images=False``.
+        """
+        if observations.dtype == th.uint8:
+            observations = observations.float().div_(255.0)
+        elif self._may_be_unscaled:
+            self._check_scale(observations)
+        if self.channels_last:
+            observations = observations.permute(0, 3, 1, 2)
+        return self.network(observations)
+
+    def apply(self, fn: Any) -> ImageExtractor:
+        """As :meth:`torch.nn.Module.apply`, except that SB3's orthogonal initialisation passes this module by.
+
+        PPO and A2C call ``features_extractor.apply(partial(init_weights, gain=sqrt(2)))`` after construction. That
+        would shrink depthwise layers (x0.53 at 64 channels, x0.26 at 256) and overwrite pretrained weights, and DQN
+        would still start elsewhere. Skipping it gives the same start under every algorithm; any other function is
+        applied as always.
+        """
+        if isinstance(fn, partial) and fn.func is BasePolicy.init_weights:
+            return self
+        return super().apply(fn)
+
+    def _check_scale(self, observations: Tensor) -> None:
+        # Once, on the first batch that shows any light: afterwards the hot path pays nothing.
+        peak = float(observations.max()) if observations.numel() else 0.0
+        if peak > MAX_NORMALIZED:
+            raise ValueError(
+                f"{type(self).__name__} got float images with values up to {peak:g}, but expects them divided by 255. "
+                "Drop normalize_images=False from policy_kwargs, or scale the images in the environment and pass "
+                "features_extractor_kwargs=dict(normalized_image=True)."
+            )
+        self._may_be_unscaled = peak == 0.0
+
+
+class MNV4Extractor(ImageExtractor):
+    """MobileNetV4-style image encoder: ``policy_kwargs=dict(features_extractor_class=MNV4Extractor)``.
+
+    Works with ``"CnnPolicy"`` in PPO, A2C, DQN, SAC and TD3, on images of any size and channel count. It has no
+    BatchNorm and no dropout, so train and eval mode agree, and it keeps its own initialisation under every algorithm.
+
+    SB3 puts two tanh layers of 64 behind every extractor but its own NatureCNN; pass ``net_arch=[]`` beside it.
+
+    Args:
+        observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
+        features_dim: Width of the features, at least 1.
+        variant: Any name of :func:`mnv4_rl.list_models`.
+        normalized_image: Trust that a float image is scaled, whatever its bounds.
+        channels_last: Whether the image is (H, W, C); None decides as SB3 does, by the smallest axis.
+        grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
+            parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
+
+    Raises:
+        ValueError: If the space is no image or the variant unknown.
+    """
+
+    network: Network
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        features_dim: int = 512,
+        variant: str = "rl_s",
+        normalized_image: bool = False,
+        channels_last: bool | None = None,
+        grid: int | None = None,
+    ) -> None:
+        super().__init__(observation_space, features_dim, normalized_image, channels_last)
+        channels, height, width = self.image_shape
+        spec = encoder_spec(get_spec(variant), features_dim, grid)
+        self.network = build(spec, channels, 0, (height, width))
+
+
+class MNV4CombinedExtractor(BaseFeaturesExtractor):
+    """Dict observations: an :class:`MNV4Extractor` for each image, everything else flattened, all concatenated.
+
+    For ``"MultiInputPolicy"``. SB3's own CombinedExtractor uses NatureCNN for images.
+
+    Args:
+        observation_space: A Dict with at least one 3-D Box; every 3-D Box is an image.
+        cnn_output_dim: Features of each image, as in SB3's CombinedExtractor.
+        variant: Any name of :func:`mnv4_rl.list_models`.
+        normalized_image: Trust that float images are scaled, whatever their bounds.
+        channels_last: Whether images are (H, W, C); None decides for each as SB3 does.
+        grid: As in :class:`MNV4Extractor`.
+
+    Raises:
+        TypeError: If the space is not a Dict.
+        ValueError: If it holds no image, or one that :class:`MNV4Extractor` refuses (the key is named).
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        cnn_output_dim: int = 512,
+        variant: str = "rl_s",
+        normalized_image: bool = False,
+        channels_last: bool | None = None,
+        grid: int | None = None,
+    ) -> None:
+        images = check_dict_space(observation_space)
+        assert isinstance(observation_space, spaces.Dict)
+        extractors: dict[str, nn.Module] = {}
+        features_dim = 0
+        for key, space in observation_space.spaces.items():
+            if key in images:
+                extractors[key] = _named_extractor(
+                    key, space, cnn_output_dim, variant, normalized_image, channels_last, grid
+                )
+                features_dim += cnn_output_dim
+            else:
+                extractors[key] = nn.Flatten()
+                features_dim += get_flattened_obs_dim(space)
+        super().__init__(observation_space, features_dim)
+        self.extractors = nn.ModuleDict(extractors)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Dict of batches to (N, features_dim)."""
+        return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
+
+
+def _named_extractor(key: str, space: gym.Space, *args: Any) -> MNV4Extractor:
+    """An extractor whose errors name the key of the Dict."""
+    try:
+        return MNV4Extractor(space, *args)
+    except ValueError as error:
+        raise ValueError(f"Observation {key!r}: {error}") from error
+
+
+def encoder_spec(spec: NetworkSpec, features_dim: int, grid: int | None = None) -> NetworkSpec:
+    """The row of an RL encoder: no BatchNorm, and a head that keeps position and ends in ``features_dim`` features."""
+    head = spec.head if isinstance(spec.head, GridHeadSpec) else GridHeadSpec()
+    head = replace(head, features_dim=features_dim, grid=head.grid if grid is None else grid)
+    return replace(spec.without_batch_norm(), head=head)
+
+
+def check_dict_space(space: gym.Space) -> list[str]:
+    """Keys of the images in a Dict space.
+
+    Raises:
+        TypeError: If the space is not a Dict.
+        ValueError: If no entry is a 3-D Box.
+    """
+    if not isinstance(space, spaces.Dict):
+        raise TypeError(f"MNV4CombinedExtractor needs a Dict space, got {space}; use MNV4Extractor for a single image.")
+    images = [key for key, sub in space.spaces.items() if isinstance(sub, spaces.Box) and len(sub.shape) == 3]
+    if not images:
+        raise ValueError(f"No entry of {space} is an image (a 3-D Box); use SB3's own CombinedExtractor for vectors.")
+    return images
+
+
+def check_image_space(space: gym.Space, normalized_image: bool) -> spaces.Box:
+    """The space, if it is an image.
+
+    Raises:
+        TypeError: If it is not a gymnasium space.
+        ValueError: If it is not a 3-D Box with at least one pixel, or its numbers are not those of an image.
+    """
+    if not isinstance(space, gym.Space):
+        raise TypeError(f"observation_space must be a gymnasium space, got {type(space).__name__}.")
+    if not isinstance(space, spaces.Box):
+        hint = " use MNV4CombinedExtractor with 'MultiInputPolicy'." if isinstance(space, spaces.Dict) else ""
+        raise ValueError(f"MNV4Extractor needs an image, a 3-D Box, got {space};{hint or ' use an MLP policy.'}")
+    if len(space.shape) != 3:
+        raise ValueError(
+            f"MNV4Extractor needs an image with 3 axes, got shape {space.shape}: {_axes_hint(space.shape)}"
+        )
+    if 0 in space.shape:
+        raise ValueError(f"The image has no pixels: shape {space.shape}; every axis must be at least 1.")
+    _check_numbers(space, normalized_image)
+    return space
+
+
+def _axes_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return "this is a vector; use 'MlpPolicy'."
+    if len(shape) == 2:
+        return "add a channel axis, for example with gymnasium.wrappers.ReshapeObservation."
+    return "fold the frame axis into the channels, for example with SB3's VecFrameStack."
+
+
+def _check_numbers(space: spaces.Box, normalized_image: bool) -> None:
+    """Refuse pixels whose scale is unknown: SB3 divides uint8 by 255 and passes floats on as they are."""
+    if space.dtype == np.uint8:
+        return
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"Pixels must be uint8 in [0, 255] or floats, got {space.dtype}; declare the Box as np.uint8.")
+    peak = float(max(np.abs(space.low).max(), np.abs(space.high).max()))
+    if not normalized_image and peak > MAX_NORMALIZED:
+        raise ValueError(
+            f"A float image must have bounds within [-1, 1], got up to {peak:g}: SB3 divides only uint8 images by 255. "
+            "Declare the Box as np.uint8 in [0, 255], or scale the image and pass "
+            "features_extractor_kwargs=dict(normalized_image=True)."
+        )
+
+
+def is_channels_last(space: spaces.Box) -> bool:
+    """SB3's rule: the smallest axis holds the channels, the first one if several are as small."""
+    return int(np.argmin(space.shape)) != 0
+
+
+__all__ = ["MNV4CombinedExtractor", "MNV4Extractor"]
