@@ -1,0 +1,96 @@
+"""Scores of whole games: kept per environment while they run, handed out and written down when they end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+
+_COLUMNS = "r,l,t,env"
+
+
+class EpisodeLog:
+    """Raw score and length of the game running in each environment, and SB3's monitor file of the finished ones.
+
+    The file is SB3's `Monitor` format (a JSON comment line, then CSV, one flushed row per game) with one more column,
+    the environment's index; `stable_baselines3.common.monitor.load_results` reads it. A file that already holds rows is
+    continued, on its own clock, so that a resumed run keeps one curve.
+
+    Args:
+        n_envs: Environments that step together.
+        game: Rom id, for the file's header.
+        monitor_path: The file, or None. `.monitor.csv` is added unless the name ends so: SB3 looks for that.
+
+    Attributes:
+        scores: (n_envs,) int64, raw score so far.
+        lengths: (n_envs,) int64, agent timesteps so far.
+        t_start: Unix time from which `t` counts, in seconds.
+
+    Raises:
+        ValueError: The file holds something other than such rows; it is left as it is.
+    """
+
+    def __init__(self, n_envs: int, game: str, monitor_path: str | Path | None = None) -> None:
+        self.scores = np.zeros(n_envs, dtype=np.int64)
+        self.lengths = np.zeros(n_envs, dtype=np.int64)
+        self.t_start = time.time()
+        self._writer: ResultsWriter | None = None
+        if monitor_path is not None:
+            path = _with_suffix(monitor_path)
+            continued = path.exists() and path.stat().st_size > 0
+            if continued:
+                self.t_start = _read_start(path)
+            header: dict[str, float | str] = {"t_start": self.t_start, "env_id": game}
+            self._writer = ResultsWriter(str(path), header, extra_keys=("env",), override_existing=not continued)
+
+    def restart(self) -> None:
+        """Forget the running games: all environments were reset."""
+        self.scores[:] = 0
+        self.lengths[:] = 0
+
+    def add(self, rewards: np.ndarray) -> None:
+        """Count one timestep with its raw rewards, (n_envs,) int."""
+        self.scores += rewards
+        self.lengths += 1
+
+    def finish(self, index: int) -> dict[str, float]:
+        """End the game in environment `index`: write its row and return it as SB3's `info["episode"]`.
+
+        Returns:
+            `r` raw score, `l` length in agent timesteps, `t` seconds since `t_start`.
+        """
+        episode = {
+            "r": float(self.scores[index]),
+            "l": int(self.lengths[index]),
+            "t": round(time.time() - self.t_start, 6),
+        }
+        if self._writer is not None:
+            self._writer.write_row({**episode, "env": index})
+        self.scores[index] = self.lengths[index] = 0
+        return episode
+
+    def close(self) -> None:
+        """Close the monitor file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _with_suffix(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.name.endswith(Monitor.EXT) else path.with_name(f"{path.name}.{Monitor.EXT}")
+
+
+def _read_start(path: Path) -> float:
+    """`t_start` of an existing monitor file, after a check that our rows fit it."""
+    try:
+        header, columns = path.read_text(encoding="utf-8").split("\n", 2)[:2]
+        if header[:1] == "#" and columns == _COLUMNS:
+            return float(json.loads(header[1:])["t_start"])
+    except (ValueError, KeyError, TypeError):  # fewer lines, not text, not JSON, no number
+        pass
+    raise ValueError(
+        f"{path} is not a monitor file with the columns {_COLUMNS}, so no rows can be added. Choose another path."
+    )
