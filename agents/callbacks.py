@@ -1,0 +1,232 @@
+"""What a run logs beside SB3's own keys, and the progress bar. One class a concern, each rate-limited and cheap.
+
+score/game                  raw score of each whole game, at the timestep it ended
+time/env_fraction           share of wall time spent stepping the emulators
+time/learner_fraction       share spent in gradient updates (the rest is the policy choosing actions)
+time/wall_seconds           seconds since training began
+time/cpu_seconds            CPU seconds of this process, all threads, since training began
+encoder/std_<block>         standard deviation of a block's output over recent observations
+encoder/feature_std         the same for the features
+encoder/dormant_fraction    share of features whose mean size is under 2.5 % of the average (ReDo, arXiv:2302.12902)
+encoder/weight_norm         L2 norm of the encoder's weights
+encoder/grad_norm           L2 norm of the encoder's last gradient
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mnv4_rl.network import Network
+
+DORMANT_THRESHOLD = 0.025
+
+
+class EnvTimer(VecEnvWrapper):
+    """Adds up the seconds a step of the environments takes.
+
+    Attributes:
+        seconds: Wall seconds spent between a step's start and its end.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def reset(self) -> Any:
+        """Reset all environments."""
+        return self.venv.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Start a step."""
+        self._started = time.perf_counter()
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Finish a step."""
+        result = self.venv.step_wait()
+        self.seconds += time.perf_counter() - self._started
+        return result
+
+
+class ProgressBar(BaseCallback):
+    """A bar in agent timesteps with rate, time left and the mean raw score of the last 100 games."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm | None = None
+
+    def _on_training_start(self) -> None:
+        total = self.model._total_timesteps
+        pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
+        self._bar = tqdm(
+            total=total, initial=self.num_timesteps, unit="step", smoothing=0.05, mininterval=pause, dynamic_ncols=True
+        )
+
+    def _on_step(self) -> bool:
+        assert self._bar is not None
+        self._bar.update(self.num_timesteps - self._bar.n)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        score = recent_score(self.model)
+        if self._bar is not None and score is not None:
+            self._bar.set_postfix_str(f"raw score {score:.1f}", refresh=False)
+
+    def close(self) -> None:
+        """Leave the finished bar on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class GameScores(BaseCallback):
+    """Each whole game's raw score, as its own point in TensorBoard."""
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                for writer in tensorboard_writers(self.model):
+                    writer.add_scalar("score/game", info["episode"]["r"], self.num_timesteps)
+        return True
+
+
+class TimeSplit(BaseCallback):
+    """Where the wall time goes: emulators, policy, learner; and the process's own CPU time."""
+
+    def __init__(self, timer: EnvTimer) -> None:
+        super().__init__()
+        self._timer = timer
+
+    def _on_training_start(self) -> None:
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        self._mark, self._env_mark, self._learner_seconds = self._start, self._timer.seconds, 0.0
+        self._rollout_end: float | None = None
+
+    def _on_rollout_start(self) -> None:
+        if self._rollout_end is not None:  # updates ran since the last rollout
+            self._learner_seconds += time.perf_counter() - self._rollout_end
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        now = self._rollout_end = time.perf_counter()
+        self.logger.record("time/wall_seconds", now - self._start)
+        self.logger.record("time/cpu_seconds", time.process_time() - self._cpu_start)
+        elapsed = now - self._mark
+        if elapsed < 1:  # off-policy rollouts last milliseconds
+            return
+        self.logger.record("time/env_fraction", (self._timer.seconds - self._env_mark) / elapsed)
+        self.logger.record("time/learner_fraction", self._learner_seconds / elapsed)
+        self._mark, self._env_mark, self._learner_seconds = now, self._timer.seconds, 0.0
+
+
+class EncoderHealth(BaseCallback):
+    """Signal, gradient and dormant features of the encoder on recent observations.
+
+    Args:
+        every_timesteps: Agent timesteps between two looks.
+        n_observations: Recent observations looked at.
+    """
+
+    def __init__(self, every_timesteps: int = 10_000, n_observations: int = 256) -> None:
+        super().__init__()
+        self._every, self._n_observations = every_timesteps, n_observations
+        self._next = every_timesteps
+        self._recent: deque[np.ndarray] = deque(maxlen=n_observations)
+
+    def _on_step(self) -> bool:
+        # Spread over the interval, so that neighbours in time do not make up the whole batch.
+        if self.n_calls % max(1, self._every // self._n_observations) == 0:
+            self._recent.extend(self.locals["new_obs"])
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps < self._next or not self._recent:
+            return
+        self._next = self.num_timesteps + self._every
+        for name, value in encoder_health(self.model, np.stack(self._recent)).items():
+            self.logger.record(f"encoder/{name}", value)
+
+
+def encoder_of(model: BaseAlgorithm) -> nn.Module:
+    """The features extractor that chooses actions, whatever the algorithm."""
+    policy: Any = model.policy
+    for owner in (policy, getattr(policy, "q_net", None), getattr(policy, "quantile_net", None)):
+        extractor = getattr(owner, "features_extractor", None)
+        if extractor is not None:
+            return extractor
+    raise ValueError(f"{type(policy).__name__} has no features extractor that chooses actions.")
+
+
+@th.no_grad()
+def encoder_health(model: BaseAlgorithm, observations: np.ndarray) -> dict[str, float]:
+    """Signal and weights of a model's encoder.
+
+    Args:
+        model: Any SB3 algorithm on images.
+        observations: (N, C, H, W) as the environment returns them.
+
+    Returns:
+        Name -> value; the names are explained at the top of this module.
+    """
+    encoder = encoder_of(model)
+    values: dict[str, float] = {}
+    hooks = [block.register_forward_hook(_std_hook(values, name)) for name, block in _blocks(encoder)]
+    tensor = model.policy.obs_to_tensor(observations)[0]
+    features = model.policy.extract_features(tensor, encoder)  # type: ignore[arg-type]
+    for hook in hooks:
+        hook.remove()
+    sizes = features.abs().mean(0)  # (features_dim,)
+    values["feature_std"] = float(features.std())
+    values["dormant_fraction"] = float((sizes < DORMANT_THRESHOLD * sizes.mean()).float().mean())
+    values["weight_norm"] = _norm([p for p in encoder.parameters()])
+    values["grad_norm"] = _norm([p.grad for p in encoder.parameters() if p.grad is not None])
+    return values
+
+
+def _blocks(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Stem and blocks of our networks; nothing of another encoder."""
+    found: list[tuple[str, nn.Module]] = []
+    for network in encoder.modules():
+        if isinstance(network, Network):
+            found.append(("stem", network.stem))
+            for s, stage in enumerate(network.stages.children()):
+                found += [(f"stage{s}_block{b}", block) for b, block in enumerate(stage.children())]
+    return found
+
+
+def _std_hook(values: dict[str, float], name: str) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        values[f"std_{name}"] = float(output.std())
+
+    return hook
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(th.stack([t.norm() for t in tensors]).norm()) if tensors else 0.0
+
+
+def recent_score(model: BaseAlgorithm) -> float | None:
+    """Mean raw score of the last 100 whole games, None before the first."""
+    games = model.ep_info_buffer
+    return float(np.mean([game["r"] for game in games])) if games else None
+
+
+def tensorboard_writers(model: BaseAlgorithm) -> list[Any]:
+    """The TensorBoard writers of a model's logger, none if it has none."""
+    formats = model.logger.output_formats
+    return [output.writer for output in formats if isinstance(output, TensorBoardOutputFormat)]

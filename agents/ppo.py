@@ -1,0 +1,104 @@
+"""PPO on images: rl-zoo's Atari hyperparameters as a dataclass, and SB3's PPO built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.encoders import policy_kwargs
+from mnv4_rl.specs import check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOHyperparameters:
+    """PPO's settings.
+
+    Source: DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml, ``atari`` (8 environments, 10M timesteps).
+    """
+
+    n_steps: int = 128
+    """Agent timesteps per environment and rollout."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    batch_size: int = 256
+    """Samples in a minibatch."""
+    learning_rate: float = 2.5e-4
+    """Adam's step size at the start; falls linearly to 0 over the schedule."""
+    clip_range: float = 0.1
+    """Allowed change of the probability ratio at the start; falls linearly to 0 over the schedule."""
+    schedule_timesteps: int = 10_000_000
+    """Agent timesteps over which learning rate and clip range fall to 0, however long the run is."""
+    gamma: float = 0.99
+    """Discount per agent timestep."""
+    gae_lambda: float = 0.95
+    """Weight of longer returns in the advantage."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+
+
+def linear_schedule(start: float, schedule_timesteps: int, total_timesteps: int) -> LinearSchedule:
+    """``start`` falling linearly to 0 after ``schedule_timesteps``, for a run of ``total_timesteps``.
+
+    SB3's schedules see only the share of the run that remains, so a short run of a long schedule ends part way down.
+
+    Args:
+        start: Value at timestep 0.
+        schedule_timesteps: Agent timesteps until 0.
+        total_timesteps: Agent timesteps of the run.
+
+    Raises:
+        ValueError: For timesteps below 1.
+    """
+    check_positive(schedule_timesteps=schedule_timesteps, total_timesteps=total_timesteps)
+    if total_timesteps >= schedule_timesteps:
+        return LinearSchedule(start, 0.0, schedule_timesteps / total_timesteps)
+    return LinearSchedule(start, start * (1 - total_timesteps / schedule_timesteps), 1.0)
+
+
+def build_ppo(
+    env: VecEnv,
+    encoder: str = "rl_s",
+    *,
+    total_timesteps: int,
+    hyperparameters: PPOHyperparameters | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+) -> PPO:
+    """SB3's PPO with one of our encoders and no hidden layers behind it.
+
+    Args:
+        env: Vectorised environment with image observations.
+        encoder: A key of :data:`agents.encoders.ENCODERS`: ``"nature"`` or a registered variant.
+        total_timesteps: Agent timesteps the run will have; the schedules depend on it.
+        hyperparameters: Settings, rl-zoo's Atari values by default.
+        seed: Seed of weights, action sampling and the environment.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ValueError: For an unknown encoder or timesteps below 1.
+    """
+    h = hyperparameters or PPOHyperparameters()
+    return PPO(
+        "CnnPolicy",
+        env,
+        learning_rate=linear_schedule(h.learning_rate, h.schedule_timesteps, total_timesteps),
+        clip_range=linear_schedule(h.clip_range, h.schedule_timesteps, total_timesteps),
+        n_steps=h.n_steps,
+        batch_size=h.batch_size,
+        n_epochs=h.n_epochs,
+        gamma=h.gamma,
+        gae_lambda=h.gae_lambda,
+        ent_coef=h.ent_coef,
+        vf_coef=h.vf_coef,
+        max_grad_norm=h.max_grad_norm,
+        policy_kwargs=policy_kwargs(encoder),
+        seed=seed,
+        device=device,
+    )
