@@ -1,0 +1,38 @@
+"""What every command shares: flags from a dataclass, one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+USER_ERROR_CODE = 2
+INTERRUPTED_CODE = 130
+
+
+def parse(config_class: type[Config], args: list[str] | None = None) -> Config:
+    """Flags -> config. ``--help`` shows each field's docstring, type and default.
+
+    Args:
+        config_class: A dataclass; its docstring is the command's description.
+        args: Flags, ``sys.argv`` by default.
+    """
+    return tyro.cli(config_class, args=args)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors about what the user asked for into one line and exit code 2.
+
+    Wrap only the checks and set-up of a command: past that, an error is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
