@@ -18,7 +18,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -323,7 +322,7 @@ def _image_shape(space: spaces.Space, frame_channels: int) -> tuple[int, int, in
             f"AtariReplayBuffer stores stacked images, a uint8 Box of shape (channels, height, width), not {space}: "
             "leave replay_buffer_class out, so that SB3 picks the buffer for it"
         )
-    if not is_image_space_channels_first(space):
+    if space.shape[2] < min(space.shape[:2]):
         raise ValueError(
             f"AtariReplayBuffer needs channels first, not shape {space.shape}: wrap the env in SB3's VecTransposeImage"
         )
