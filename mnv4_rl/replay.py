@@ -57,17 +57,12 @@ class FrameStore:
         self.n_rows = n_steps + stack
         self.ring = np.zeros((self.n_rows * n_envs, frame_bytes), dtype=np.uint8)
         self.side = np.zeros((n_steps * n_envs // _RING_FRAMES_PER_SIDE_FRAME + 1, frame_bytes), dtype=np.uint8)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget every frame."""
-        self.step = 0
+        self.step = 0  # steps stored since the start; never wraps
         self._n_side_used = 1  # place 0: zeros
         self._free: list[int] = []
         self._lent: deque[tuple[int, int]] = deque()  # (step, place), oldest first
-        shape = (self.n_envs, self.stack)
-        self._newest_stacks: np.ndarray = np.zeros((*shape, self.ring.shape[1]), dtype=np.uint8)
-        self._newest_ids = np.full(shape, self._side_id(0), dtype=np.int32)
+        self._newest_stacks: np.ndarray = np.zeros((n_envs, stack, frame_bytes), dtype=np.uint8)
+        self._newest_ids = np.full((n_envs, stack), self._side_id(0), dtype=np.int32)
 
     @property
     def nbytes(self) -> int:
@@ -78,7 +73,7 @@ class FrameStore:
         """Store what is new in the observations before a step.
 
         Args:
-            obs: uint8, (n_envs, stack * channels, height, width).
+            obs: uint8, (n_envs, stack * channels, height, width). Kept until the next call, so not to be written to.
 
         Returns:
             Frame numbers, int32 of shape (n_envs, stack), oldest frame first.
@@ -91,7 +86,7 @@ class FrameStore:
         """Store what is new in the observations after a step; call it once after each `put_obs`.
 
         Args:
-            next_obs: uint8, (n_envs, stack * channels, height, width).
+            next_obs: uint8, (n_envs, stack * channels, height, width). Kept like `obs`.
 
         Returns:
             Frame numbers, int32 of shape (n_envs, stack), oldest frame first.
@@ -131,15 +126,15 @@ class FrameStore:
         ids = np.where(same, known_ids, -1)
         for env, position in np.argwhere(~same)[::-1]:  # newest frame first
             ids[env, position] = self._id_of_other_frame(stacks[env], ids[env], position)
-        self._newest_stacks, self._newest_ids = stacks.copy(), ids
+        self._newest_stacks, self._newest_ids = stacks, ids
         return ids
 
     def _id_of_other_frame(self, frames: np.ndarray, ids: np.ndarray, position: int) -> int:
-        """Number one frame of a stack that does not continue the stack before it."""
+        """Number one frame of a stack that does not continue the stack before it; newer positions have theirs."""
         if not frames[position].any():
             return self._side_id(0)
         if position + 1 < self.stack and np.array_equal(frames[position], frames[position + 1]):
-            return ids[position + 1]
+            return ids[position + 1]  # a stack begun with copies of its first frame
         place = self._borrow_place()
         self.side[place] = frames[position]
         return self._side_id(place)
@@ -280,11 +275,6 @@ class AtariReplayBuffer(NStepReplayBuffer):
         """Bytes mapped, whether or not they are filled yet."""
         arrays = (self.observations, self.next_observations, self.actions, self.rewards, self.dones, self.timeouts)
         return self.frames.nbytes + sum(array.nbytes for array in arrays)
-
-    def reset(self) -> None:
-        """Forget every transition."""
-        super().reset()
-        self.frames.clear()
 
     def to_torch(self, array: np.ndarray, copy: bool = False) -> th.Tensor:
         """As SB3's, but without its second copy: what is sampled here is always a fresh array."""

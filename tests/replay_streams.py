@@ -29,6 +29,7 @@ class Stream:
     stack: int
     frame_channels: int
     clear_on_life_loss: bool
+    pad_with_first: bool  # a stack begins with copies of its first frame, else with zeros
     n_frames: int  # distinct frames; few make frames repeat within a stack
     seed: int
 
@@ -49,7 +50,9 @@ class Stream:
             return frames[rng.integers(self.n_frames)]
 
         def cleared() -> np.ndarray:
-            return np.concatenate([np.zeros_like(frames[0])] * (self.stack - 1) + [frame()])
+            first = frame()
+            padding = first if self.pad_with_first else np.zeros_like(first)
+            return np.concatenate([padding] * (self.stack - 1) + [first])
 
         obs = np.stack([cleared() for _ in range(self.n_envs)])
         for events in self.events:
@@ -79,6 +82,7 @@ def streams(draw: st.DrawFn) -> Stream:
         stack=draw(st.integers(1, 4)),
         frame_channels=draw(st.sampled_from((1, 3))),
         clear_on_life_loss=draw(st.booleans()),
+        pad_with_first=draw(st.booleans()),
         n_frames=draw(st.integers(1, 50)),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
@@ -118,14 +122,15 @@ def assert_same_buffers(ours: AtariReplayBuffer, theirs: ReplayBuffer) -> None:
         assert_same_samples(*samples)
 
 
-def plain_stream(n_steps: int, n_envs: int = 2, end_every: int = 5, stack: int = 4) -> Stream:
+def plain_stream(n_steps: int, n_envs: int = 2, end_every: int = 5, **kwargs: bool) -> Stream:
     """Envs whose episodes end in turn, in every way an env ends one."""
     ends = ("game over", "life lost", "time limit")
     events = [
         tuple(ends[t // end_every % 3] if (t + env) % end_every == 0 else "go on" for env in range(n_envs))
         for t in range(1, n_steps + 1)
     ]
-    return Stream(tuple(events), stack, 1, True, 200, 0)
+    options = {"clear_on_life_loss": True, "pad_with_first": False} | kwargs
+    return Stream(tuple(events), stack=4, frame_channels=1, n_frames=200, seed=0, **options)
 
 
 class CueEnv(gym.Env):

@@ -5,6 +5,7 @@ import pickle
 import resource
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ def test_any_stream_comes_back_as_from_sb3(stream: Stream, size: int, n_steps: i
 @pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize("clear_on_life_loss", [True, False])
 def test_a_long_stream_through_many_wraps_comes_back_as_from_sb3(n_steps: int, clear_on_life_loss: bool) -> None:
-    stream = plain_stream(2000, n_envs=3, end_every=23)
-    stream = Stream(stream.events, 4, 1, clear_on_life_loss, 200, 0)
+    stream = plain_stream(2000, n_envs=3, end_every=23, clear_on_life_loss=clear_on_life_loss)
     ours, theirs = pair(stream, n_steps, size=64)
     for t, transition in enumerate(stream.transitions()):
         ours.add(*transition)
@@ -110,9 +110,9 @@ def test_reset_forgets_and_starts_over() -> None:
     assert_same_buffers(ours, theirs)
 
 
-def test_one_frame_per_transition_and_one_more_per_episode() -> None:
-    # 10 steps between ends in each env; of the ends all clear the stack here.
-    stream = plain_stream(4000, n_envs=2, end_every=10)
+@pytest.mark.parametrize("pad_with_first", [False, True])
+def test_one_frame_per_transition_and_one_more_per_episode(pad_with_first: bool) -> None:
+    stream = plain_stream(4000, n_envs=2, end_every=10, pad_with_first=pad_with_first)
     ours, _ = pair(stream, size=320)
     used = []
     for transition in stream.transitions():
@@ -124,7 +124,7 @@ def test_one_frame_per_transition_and_one_more_per_episode() -> None:
 
 
 def test_stacks_that_never_continue_stay_bounded_and_exact() -> None:
-    stream = Stream((("anything",),) * 300, 4, 1, True, 5, 0)
+    stream = replace(plain_stream(1), events=(("anything",),) * 300)
     ours, theirs = pair(stream, size=10)
     for transition in stream.transitions():
         ours.add(*transition)
