@@ -1,0 +1,128 @@
+"""DQN on images: rl-zoo's Atari hyperparameters as a dataclass, SB3's DQN (or QR-DQN) with a replay that fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from stable_baselines3 import DQN
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.encoders import policy_kwargs
+from mnv4_rl.replay import AtariReplayBuffer
+from mnv4_rl.specs import check_choice, check_positive
+
+ALGOS = ("dqn", "qrdqn")
+CONTRIB_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[contrib]"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNHyperparameters:
+    """DQN's settings.
+
+    Source: DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml, ``atari`` (10M timesteps, one environment).
+    """
+
+    buffer_size: int = 100_000
+    """Transitions kept; a million of 4x84x84 take 7.3 GB."""
+    learning_starts: int = 100_000
+    """Agent timesteps of random play before the first update."""
+    batch_size: int = 32
+    """Transitions in a minibatch."""
+    learning_rate: float = 1e-4
+    """Adam's step size."""
+    train_freq: int = 4
+    """Agent timesteps, over all environments, between two rounds of updates."""
+    gradient_steps: int = 1
+    """Updates in a round."""
+    target_update_interval: int = 1_000
+    """Agent timesteps between two copies of the network into the target network."""
+    exploration_fraction: float = 0.1
+    """Share of the run over which the rate of random actions falls from 1 to exploration_final_eps."""
+    exploration_final_eps: float = 0.01
+    """Rate of random actions afterwards."""
+    n_steps: int = 1
+    """Rewards summed before bootstrapping."""
+    gamma: float = 0.99
+    """Discount per agent timestep."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this norm."""
+
+
+def update_rhythm(train_freq: int, gradient_steps: int, n_envs: int) -> tuple[int, int]:
+    """The same updates per agent timestep whatever the number of environments.
+
+    SB3 counts ``train_freq`` in steps of the whole vector, which would cut the updates by ``n_envs``.
+
+    Args:
+        train_freq: Agent timesteps between two rounds of updates.
+        gradient_steps: Updates in a round.
+        n_envs: Environments stepped together.
+
+    Returns:
+        Vector steps between two rounds, and updates in such a round; their ratio is exact.
+    """
+    check_positive(train_freq=train_freq, gradient_steps=gradient_steps, n_envs=n_envs)
+    timesteps = math.lcm(train_freq, n_envs)
+    return timesteps // n_envs, gradient_steps * timesteps // train_freq
+
+
+def build_dqn(
+    env: VecEnv,
+    encoder: str = "rl_s",
+    *,
+    algo: str = "dqn",
+    hyperparameters: DQNHyperparameters | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+) -> OffPolicyAlgorithm:
+    """SB3's DQN with one of our encoders, no hidden layers behind it, and every frame stored once.
+
+    Args:
+        env: Vectorised environment with stacked grey frames, channels first.
+        encoder: A key of :data:`agents.encoders.ENCODERS`: ``"nature"`` or a registered variant.
+        algo: ``"dqn"``, or ``"qrdqn"`` from sb3-contrib.
+        hyperparameters: Settings, rl-zoo's Atari values by default.
+        seed: Seed of weights, exploration, sampling and the environment.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ValueError: For an unknown encoder or algorithm, or a replay that this machine's memory cannot hold.
+        ModuleNotFoundError: For QR-DQN without sb3-contrib; the message has the install line.
+    """
+    h = hyperparameters or DQNHyperparameters()
+    train_freq, gradient_steps = update_rhythm(h.train_freq, h.gradient_steps, env.num_envs)
+    return _algorithm(algo)(
+        "CnnPolicy",
+        env,
+        learning_rate=h.learning_rate,
+        buffer_size=h.buffer_size,
+        learning_starts=h.learning_starts,
+        batch_size=h.batch_size,
+        gamma=h.gamma,
+        train_freq=train_freq,
+        gradient_steps=gradient_steps,
+        target_update_interval=h.target_update_interval,
+        exploration_fraction=h.exploration_fraction,
+        exploration_final_eps=h.exploration_final_eps,
+        max_grad_norm=h.max_grad_norm,
+        replay_buffer_class=AtariReplayBuffer,
+        # SB3 ignores its own n_steps beside a replay_buffer_class.
+        replay_buffer_kwargs={"n_steps": h.n_steps, "gamma": h.gamma},
+        policy_kwargs=policy_kwargs(encoder),
+        seed=seed,
+        device=device,
+    )
+
+
+def _algorithm(algo: str) -> Any:
+    check_choice("algo", algo, ALGOS)
+    if algo == "dqn":
+        return DQN
+    try:
+        from sb3_contrib import QRDQN
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"QR-DQN comes with sb3-contrib; install it with: {CONTRIB_INSTALL_LINE}") from error
+    return QRDQN

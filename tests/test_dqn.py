@@ -1,0 +1,43 @@
+import pytest
+
+from agents.dqn import DQNHyperparameters, build_dqn, update_rhythm
+from mnv4_rl.atari import make_atari_env
+from mnv4_rl.replay import AtariReplayBuffer
+
+
+@pytest.mark.parametrize(
+    ("train_freq", "gradient_steps", "n_envs", "expected"),
+    [(4, 1, 1, (4, 1)), (4, 1, 8, (1, 2)), (4, 1, 3, (4, 3)), (1, 1, 8, (1, 8)), (4, 2, 2, (2, 2))],
+)
+def test_update_rhythm_keeps_updates_per_timestep(train_freq, gradient_steps, n_envs, expected):
+    vector_steps, updates = update_rhythm(train_freq, gradient_steps, n_envs)
+    assert (vector_steps, updates) == expected
+    assert updates * train_freq == gradient_steps * vector_steps * n_envs
+
+
+@pytest.mark.parametrize("algo", ["dqn", "qrdqn"])
+def test_build_dqn_updates_once_every_four_timesteps(algo):
+    if algo == "qrdqn":
+        pytest.importorskip("sb3_contrib", reason="sb3-contrib is an extra: pip install sb3-contrib")
+    env = make_atari_env("pong", n_envs=8, seed=0)
+    h = DQNHyperparameters(buffer_size=1_000, learning_starts=64, n_steps=3)
+    model = build_dqn(env, algo=algo, hyperparameters=h, seed=0, device="cpu")
+    model.learn(128)
+    assert model._n_updates == (128 - 64) // 4
+    assert isinstance(model.replay_buffer, AtariReplayBuffer)
+    assert model.replay_buffer.n_steps == 3
+    env.close()
+
+
+def test_zoo_values_are_the_defaults():
+    h = DQNHyperparameters()
+    assert (h.buffer_size, h.learning_starts, h.batch_size, h.learning_rate) == (100_000, 100_000, 32, 1e-4)
+    assert (h.train_freq, h.gradient_steps, h.target_update_interval) == (4, 1, 1_000)
+    assert (h.exploration_fraction, h.exploration_final_eps) == (0.1, 0.01)
+
+
+def test_unknown_algo_names_the_known_ones():
+    env = make_atari_env("pong", n_envs=1)
+    with pytest.raises(ValueError, match="dqn, qrdqn"):
+        build_dqn(env, algo="ddqn")
+    env.close()
