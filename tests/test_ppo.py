@@ -1,0 +1,54 @@
+import pytest
+import torch as th
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.ppo import PPOHyperparameters, build_ppo, linear_schedule
+
+
+def test_zoo_values_are_the_defaults():
+    """DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml, atari."""
+    h = PPOHyperparameters()
+    assert (h.n_steps, h.n_epochs, h.batch_size, h.learning_rate, h.clip_range) == (128, 4, 256, 2.5e-4, 0.1)
+    assert (h.ent_coef, h.vf_coef, h.gamma, h.gae_lambda, h.max_grad_norm) == (0.01, 0.5, 0.99, 0.95, 0.5)
+    assert h.schedule_timesteps == 10_000_000
+
+
+@given(horizon=st.integers(1, 10**7), total=st.integers(1, 10**7), share=st.floats(0, 1))
+def test_schedule_falls_to_zero_over_its_own_horizon_whatever_the_run(horizon, total, share):
+    timestep = share * total
+    value = linear_schedule(3.0, horizon, total)(1 - share)
+    assert value == pytest.approx(3.0 * max(0.0, 1 - timestep / horizon), abs=1e-6)
+
+
+def test_schedule_refuses_a_horizon_of_zero():
+    with pytest.raises(ValueError, match="schedule_timesteps must be a whole number of at least 1, got 0"):
+        linear_schedule(1.0, 0, 10)
+
+
+def image_env():
+    return DummyVecEnv([lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=4, discrete=True)] * 2)
+
+
+def test_build_ppo_passes_every_hyperparameter_on():
+    h = PPOHyperparameters(n_steps=16, n_epochs=2, batch_size=8, learning_rate=1e-3, clip_range=0.3, gamma=0.5)
+    model = build_ppo(image_env(), total_timesteps=100, hyperparameters=h, seed=1, device="cpu")
+    assert (model.n_steps, model.n_epochs, model.batch_size, model.gamma) == (16, 2, 8, 0.5)
+    assert model.lr_schedule(1.0) == 1e-3
+    assert model.clip_range(1.0) == 0.3
+    assert model.clip_range(0.0) == pytest.approx(0.3 * (1 - 100 / 10_000_000))
+
+
+def test_same_seed_gives_the_same_weights_after_training():
+    h = PPOHyperparameters(n_steps=16, n_epochs=1, batch_size=16)
+    trained = []
+    for _ in range(2):
+        env = image_env()
+        env.action_space.seed(0)
+        for inner in env.envs:
+            inner.observation_space.seed(0)
+        trained.append(build_ppo(env, total_timesteps=32, hyperparameters=h, seed=3, device="cpu").learn(32))
+    first, second = (model.policy.state_dict() for model in trained)
+    assert all(th.equal(first[name], second[name]) for name in first)
