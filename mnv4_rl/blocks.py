@@ -1,7 +1,7 @@
 """The building blocks: plain arguments in, feature maps (N, C, H, W) float in and out, each usable alone.
 
-Every convolution keeps ``ceil(size / stride)`` positions, so odd and tiny maps work. Maps travel in the channels-last
-memory format when they arrive in it; nothing here depends on that but speed.
+Every convolution keeps ``ceil(size / stride)`` positions, so odd and tiny maps work. Maps stay in the
+channels-last memory format that the stem brings them into; nothing depends on that but speed.
 
 Source: MobileNetV4, arXiv:2404.10518, section 3 (UIB, FusedIB) and section 4 (Mobile MQA).
 """
@@ -28,7 +28,8 @@ from mnv4_rl.specs import (
 class Stem(nn.Module):
     """Pixels to channels: one dense convolution, norm and (optionally) activation.
 
-    A kernel as large as its stride cuts the image into patches; that case runs as a reshape and one matrix product.
+    A kernel as large as its stride cuts the image into patches. The image is brought into channels-last memory format
+    here, once, and every later map stays in it.
 
     Args:
         in_channels: Image channels, at least 1.
@@ -56,7 +57,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a batch of images to the first feature map."""
-        return self.conv(x)
+        return self.conv(x.contiguous(memory_format=th.channels_last))
 
 
 class FusedIB(nn.Module):

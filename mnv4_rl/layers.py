@@ -86,41 +86,6 @@ def make_activation(activation: ActivationName | None) -> nn.Module:
     return _ACTIVATIONS[activation]()
 
 
-class PatchConv2d(nn.Conv2d):
-    """Convolution whose kernel is its stride: cut the image into patches, then one matrix product.
-
-    The result is in channels-last memory format whatever the input's, at the price of one copy of the input, and its
-    backward is two matrix products.
-
-    Args:
-        in_channels: Image channels.
-        out_channels: Filters.
-        patch_size: Side of a patch in pixels.
-        bias: Whether a bias is added.
-
-    Shape:
-        (N, in_channels, H, W) -> (N, out_channels, ceil(H / patch_size), ceil(W / patch_size)); missing pixels are 0.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, patch_size: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, patch_size, stride=patch_size, bias=bias)
-        self.patch_size = patch_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project each patch."""
-        p = self.patch_size
-        x = pad_to_multiple(x, p)
-        n, c, h, w = x.shape
-        patches = x.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, h // p, w // p, c * p * p)
-        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zeros below and to the right until height and width are multiples of ``multiple``."""
-    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
-    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x.contiguous()
-
-
 class SamePadConv2d(nn.Conv2d):
     """Convolution with an even kernel that keeps ``ceil(size / stride)`` positions by zero padding both sides.
 
@@ -136,10 +101,11 @@ class SamePadConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad, then convolve."""
-        top, bottom = self._missing(x.shape[2])
-        left, right = self._missing(x.shape[3])
-        return super().forward(F.pad(x, (left, right, top, bottom)))
+        """Pad where the kernel hangs over, then convolve."""
+        vertical, horizontal = self._missing(x.shape[2]), self._missing(x.shape[3])
+        if any(vertical + horizontal):
+            x = F.pad(x, (*horizontal, *vertical))
+        return super().forward(x)
 
     def _missing(self, size: int) -> tuple[int, int]:
         kernel, stride = int(self.kernel_size[0]), int(self.stride[0])
@@ -149,8 +115,6 @@ class SamePadConv2d(nn.Conv2d):
 
 def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, bias: bool) -> nn.Conv2d:
     """Convolution that keeps ``ceil(size / stride)`` positions, whatever its kernel."""
-    if kernel_size == stride and groups == 1 and stride > 1:
-        return PatchConv2d(in_channels, out_channels, kernel_size, bias=bias)
     if kernel_size % 2 == 0:
         return SamePadConv2d(in_channels, out_channels, kernel_size, stride, bias=bias)
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias)
