@@ -9,6 +9,7 @@ else come back byte for byte.
 
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 # One frame beside the ring for every 32 in it. An episode (often: a life) needs one, its first frame; episodes shorter
 # than 32 decisions on average make the side store grow.
 _RING_FRAMES_PER_SIDE_FRAME = 32
+# Arrays kept for samples: obs and next_obs of a batch in use and of the one drawn meanwhile. At batch 256 the page
+# faults of new arrays can take longer than the copying.
+_N_OUTPUTS = 4
 
 # Linux: MemAvailable in kB; the limits of control groups (version 2, version 1) in bytes, or the word "max".
 _MEMORY_FILES = (
@@ -60,6 +64,7 @@ class FrameStore:
         self.step = 0  # steps stored since the start; never wraps
         self._n_side_used = 1  # place 0: zeros
         self._free: list[int] = []
+        self._outputs: deque[np.ndarray] = deque(maxlen=_N_OUTPUTS)
         self._lent: deque[tuple[int, int]] = deque()  # (step, place), oldest first
         self._newest_stacks: np.ndarray = np.zeros((n_envs, stack, frame_bytes), dtype=np.uint8)
         self._newest_ids = np.full((n_envs, stack), self._side_id(0), dtype=np.int32)
@@ -107,13 +112,23 @@ class FrameStore:
             ids: Frame numbers of any shape.
 
         Returns:
-            A fresh uint8 array of shape (*ids.shape, frame_bytes).
+            A uint8 array of shape (*ids.shape, frame_bytes) that nobody else holds.
         """
-        frames = self.ring.take(ids, axis=0, mode="clip")
+        frames = self._output((*ids.shape, self.ring.shape[1]))
+        self.ring.take(ids, axis=0, out=frames, mode="clip")  # clip: unlike raise, it writes straight to `out`
         beside = ids >= len(self.ring)
         if beside.any():
             frames[beside] = self.side[ids[beside] - len(self.ring)]
         return frames
+
+    def _output(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array to gather into: one whose last user let it go, else a new one."""
+        for array in self._outputs:
+            # Three references: the deque's, `array` and the argument. A view or a tensor over it holds a fourth.
+            if array.shape == shape and sys.getrefcount(array) == 3:
+                return array
+        self._outputs.append(np.empty(shape, dtype=np.uint8))
+        return self._outputs[-1]
 
     def _link(self, obs: np.ndarray, known: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
         """Number the frames of `obs`: the known number where the bytes are the known ones, else a place beside.
@@ -160,7 +175,7 @@ class FrameStore:
     def __getstate__(self) -> dict[str, Any]:
         n_ring_used = min(self.step, self.n_rows) * self.n_envs
         used = {"ring": self.ring[:n_ring_used], "side": self.side[: self._n_side_used]}
-        return self.__dict__ | used | {"_n_side": len(self.side)}
+        return self.__dict__ | used | {"_n_side": len(self.side), "_outputs": deque(maxlen=_N_OUTPUTS)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         n_side = state.pop("_n_side")
@@ -172,7 +187,7 @@ class FrameStore:
 class StackedFrames:
     """The part of an array's interface that SB3's buffers use, over stacks whose frames lie in a `FrameStore`.
 
-    `stacks[step]` and `stacks[steps, envs]` give fresh uint8 arrays of shape (..., *obs_shape);
+    `stacks[step]` and `stacks[steps, envs]` give uint8 arrays of shape (..., *obs_shape) that nobody else holds;
     `stacks[step] = obs` hands the observations of all environments to `put`.
     """
 
@@ -277,7 +292,7 @@ class AtariReplayBuffer(NStepReplayBuffer):
         return self.frames.nbytes + sum(array.nbytes for array in arrays)
 
     def to_torch(self, array: np.ndarray, copy: bool = False) -> th.Tensor:
-        """As SB3's, but without its second copy: what is sampled here is always a fresh array."""
+        """As SB3's, but without its second copy: nobody else holds what is sampled here."""
         return super().to_torch(array, copy=copy)
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:

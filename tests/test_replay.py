@@ -81,6 +81,31 @@ def test_samples_do_not_share_memory_with_the_buffer() -> None:
     assert_same_buffers(ours, theirs)
 
 
+def test_samples_stay_whole_while_they_are_held() -> None:
+    ours, _ = pair(plain_stream(20))
+    for transition in plain_stream(20).transitions():
+        ours.add(*transition)
+    held = [ours.sample(8) for _ in range(10)]
+    # Views hold the memory too, after the tensor they were taken from is gone.
+    views = [ours.sample(8).observations[2:, :1] for _ in range(10)]
+    copies = [sample.observations.clone() for sample in held], [view.clone() for view in views]
+    for _ in range(20):
+        ours.sample(8)
+    assert all(th.equal(sample.observations, copy) for sample, copy in zip(held, copies[0], strict=True))
+    assert all(th.equal(view, copy) for view, copy in zip(views, copies[1], strict=True))
+
+
+def test_memory_of_samples_let_go_is_used_again() -> None:
+    ours, _ = pair(plain_stream(20))
+    for transition in plain_stream(20).transitions():
+        ours.add(*transition)
+    addresses = set()
+    for _ in range(20):
+        sample = ours.sample(8)  # as in DQN.train, the sample before is let go only now
+        addresses |= {sample.observations.data_ptr(), sample.next_observations.data_ptr()}
+    assert len(addresses) == 4
+
+
 def test_samples_are_normalised_by_vec_normalize() -> None:
     stream = plain_stream(20, n_envs=1)
     env = VecNormalize(DummyVecEnv([lambda: CueEnv(stream.space.shape)]))
@@ -220,6 +245,7 @@ def test_only_filled_frames_are_saved() -> None:
     ours, _ = pair(plain_stream(10, n_envs=1), size=100_000)
     for transition in plain_stream(10, n_envs=1).transitions():
         ours.add(*transition)
+    ours.sample(500)  # its 1.4 MB are no part of the file
     unfilled = ours.nbytes - ours.frames.nbytes
     assert len(pickle.dumps(ours)) < unfilled + 20_000
     assert pickle.loads(pickle.dumps(ours)).nbytes == ours.nbytes
