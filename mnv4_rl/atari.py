@@ -3,7 +3,7 @@
 For a learner it means what SB3's `make_atari_env` followed by `VecFrameStack` means. From pixels to observation, and
 back:
 
-1. A game starts with 0 to `noop_max` - 1 frames of NOOP, after one frame of FIRE where the game needs FIRE (see 9).
+1. A game starts with 0 to `noop_max` - 1 frames of NOOP.
 2. One agent timestep repeats its action for `frame_skip` emulator frames of (210, 160) palette indices (a few games
    are taller). With sticky actions, each frame repeats the action of the frame before with
    `repeat_action_probability`.
@@ -18,7 +18,8 @@ back:
    it. A game ends when it is over, or after `max_episode_frames` frames of play. The step that ends it returns the
    first observation of the next game; the last one of the old game is `info["terminal_observation"]`.
 9. Where the game's own action set has FIRE second (SB3's rule) and `fire_reset` is on, FIRE replaces the environment's
-   action in the first timestep after a lost life, so that a policy which never learnt to serve is not stuck.
+   action in the first timestep of a game and after a lost life, so that a policy which never learnt to serve is not
+   stuck. (With sticky actions, one FIRE in 256 is lost: all its frames repeat the action before.)
 
 Where this differs from SB3's wrappers:
 
@@ -26,7 +27,7 @@ Where this differs from SB3's wrappers:
   2) that the learner never sees; here FIRE is one ordinary timestep, stored under the action it replaced. It comes
   without `terminal_on_life_loss` too, where SB3 leaves it out.
 - SB3 takes the maximum of two RGB frames, then grey; ALE grey, then the maximum. Only moving coloured pixels differ.
-- SB3 starts a game with 1 to 30 frames of NOOP, then a timestep of FIRE and one of action 2; ALE as in step 1.
+- SB3 starts a game with 1 to 30 frames of NOOP, not 0 to 29, then plays FIRE and action 2 before the learner sees it.
 - The very last frame of a game is not in its last observation, whose newest image is the maximum of earlier ones.
 - `l` in `info["episode"]` and in the monitor file counts agent timesteps; SB3's Monitor counts emulator frames.
 - `info["lives"]` at the end of a game is that of the next game.
@@ -79,7 +80,7 @@ def make_atari_env(
 
     Raises:
         TypeError: An option that does not exist, or has the wrong type.
-        ValueError: An unknown game or protocol, or a value out of range.
+        ValueError: An unknown game or protocol, a value out of range, or a file that is no monitor file.
     """
     return AtariVecEnv(
         game, n_envs, seed, options_of(protocol, options), num_threads=num_threads, monitor_path=monitor_path
@@ -105,7 +106,7 @@ class AtariVecEnv(VecEnv):
         options: The options in force.
 
     Raises:
-        ValueError: An unknown game, or a number out of range.
+        ValueError: An unknown game, a number out of range, or a file that is no monitor file.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class AtariVecEnv(VecEnv):
         self.render_mode = None
         # SB3's rule for games that wait for FIRE, on the game's own actions: the full set has FIRE for every game.
         self._needs_fire = options.fire_reset and minimal_actions(self.game)[1:2] == ("FIRE",)
-        self._ale: AtariVectorEnv | None = _ale_vector_env(self.game, n_envs, options, num_threads, self._needs_fire)
+        self._ale: AtariVectorEnv | None = _ale_vector_env(self.game, n_envs, options, num_threads)
         self._action_meanings = tuple(action.name for action in self._ale.ale.get_action_set())
         channels = options.frame_stack * (1 if options.grayscale else 3)
         super().__init__(
@@ -149,14 +150,14 @@ class AtariVecEnv(VecEnv):
         """Seed the next `reset`: environment i gets `seed` + i; None draws a random one.
 
         Raises:
-            ValueError: `seed` is negative or leaves ALE's range, 0 to 2**31 - 1.
+            TypeError: `seed` is not a whole number.
+            ValueError: A seed would leave ALE's range, 0 to 2**31 - 1.
         """
         if seed is None:
             seed = int(np.random.randint(0, _SEED_LIMIT - self.num_envs))
-        if not 0 <= seed <= _SEED_LIMIT - self.num_envs:
-            raise ValueError(
-                f"seed must lie in 0..{_SEED_LIMIT - self.num_envs} for {self.num_envs} environments, got {seed}."
-            )
+        check_count("seed", seed, 0)
+        if seed > _SEED_LIMIT - self.num_envs:
+            raise ValueError(f"seed must be at most 2**31 - n_envs, {_SEED_LIMIT - self.num_envs}, got {seed}.")
         return super().seed(seed)
 
     def reset(self) -> np.ndarray:
@@ -173,7 +174,7 @@ class AtariVecEnv(VecEnv):
         observations, info = ale.reset(seed=np.array(seeds))
         self._lives = info["lives"]
         self._game_starts = info["frame_number"] - info["episode_frame_number"]
-        self._press_fire[:] = False
+        self._press_fire[:] = self._needs_fire
         self._log.restart()
         self.reset_infos = [{"lives": lives} for lives in info["lives"].tolist()]
         self._reset_seeds()
@@ -236,7 +237,7 @@ class AtariVecEnv(VecEnv):
         raise NotImplementedError(
             "ALE's vector interface does not give the console's screen. To watch a game, step "
             f"make_atari_env({self.game!r}, 1, grayscale=False, frame_stack=1, screen_size=(210, 160)) "
-            "beside this one with the same seed and actions: its observations are the screen."
+            "beside this one with the same seed, actions and other options: its observations are the screen."
         )
 
     def render(self, mode: str | None = None) -> np.ndarray | None:
@@ -283,7 +284,7 @@ class AtariVecEnv(VecEnv):
         lives = info["lives"]
         if self._needs_fire:
             # At 0 lives a game is as good as over, and some report 0 for a while (SB3's rule).
-            self._press_fire = (lives < self._lives) & (lives > 0) & ~game_over
+            self._press_fire = ((lives < self._lives) & (lives > 0)) | game_over
         self._game_starts, self._lives = game_starts, lives
         return game_over
 
@@ -338,9 +339,7 @@ class AtariVecEnv(VecEnv):
             )
 
 
-def _ale_vector_env(
-    game: str, n_envs: int, options: AtariOptions, num_threads: int, press_fire: bool
-) -> AtariVectorEnv:
+def _ale_vector_env(game: str, n_envs: int, options: AtariOptions, num_threads: int) -> AtariVectorEnv:
     height, width = options.height_width
     return AtariVectorEnv(
         game,
@@ -359,5 +358,5 @@ def _ale_vector_env(
         episodic_life=False,  # True would reset the game at every lost life
         life_loss_info=options.terminal_on_life_loss,
         reward_clipping=False,  # the raw score would be lost
-        use_fire_reset=press_fire,
+        use_fire_reset=False,  # it is a single frame, which a sticky action swallows one time in four; see _track_games
     )
