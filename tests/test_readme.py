@@ -1,0 +1,63 @@
+"""Every block of code in the README runs: Python as it stands, commands as they stand, both with tiny budgets."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [line.split("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+# What makes each documented command short; the flags override those in the README.
+PPO_BUDGET = (
+    "--total-timesteps 256 --n-envs 2 --ppo.n-steps 32 --ppo.batch-size 64 --evaluation-games 0 --run-dir {run}"
+)
+BUDGETS = {
+    "experiments/atari_ppo.py": PPO_BUDGET,
+    "experiments/atari_dqn.py": "--total-timesteps 256 --dqn.learning-starts 128 --evaluation-games 0 --run-dir {run}",
+    "experiments/custom_env.py": "--total-timesteps 256",
+}
+
+
+def test_only_languages_that_are_run():
+    assert {language for language, _ in BLOCKS} <= {"python", "bash"}
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_python_block_runs(code):
+    exec(compile(re.sub(r"total_timesteps=[\d_]+", "total_timesteps=8", code), "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_target_exists(command):
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+def test_command_runs_from_any_folder(command, tmp_path):
+    script, *flags = shlex.split(command)[1:]
+    budget = shlex.split(BUDGETS[script].format(run=tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *flags, *budget],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_command_is_of_a_kind_that_is_checked():
+    assert all(c.startswith(("make ", "python ", "pip install -c constraints.txt ")) for c in COMMANDS if c)
+
+
+def test_every_picture_exists():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert [p for p in pictures if not (ROOT / p).is_file()] == []
