@@ -16,7 +16,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -36,7 +36,8 @@ class ImageExtractor(BaseFeaturesExtractor):
         observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
         features_dim: Width of the features.
         normalized_image: Trust that a float image is scaled, whatever its bounds (SB3's meaning of the word).
-        channels_last: Whether the image is (H, W, C); None decides as SB3 does, by the smallest axis.
+        channels_last: Whether the image is (H, W, C) when it arrives here: SB3 has by then moved the channels of a
+            uint8 image to the front, and leaves those of a float image. None decides as SB3 does, by the smallest axis.
 
     Raises:
         TypeError: If the space is not a gymnasium space.
@@ -55,7 +56,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         check_positive(features_dim=features_dim)
         box = check_image_space(observation_space, normalized_image)
         super().__init__(box, features_dim)
-        self.channels_last = is_channels_last(box) if channels_last is None else channels_last
+        self.channels_last = choose_channels_last(box, channels_last)
         self._may_be_unscaled = box.dtype == np.uint8 and not normalized_image
 
     @property
@@ -81,7 +82,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         """
         if observations.dtype == th.uint8:
             observations = observations.float().div_(255.0)
-        elif self._may_be_unscaled:
+        elif self._may_be_unscaled and not th.compiler.is_compiling():
             self._check_scale(observations)
         if self.channels_last:
             observations = observations.permute(0, 3, 1, 2)
@@ -124,7 +125,8 @@ class MNV4Extractor(ImageExtractor):
         features_dim: Width of the features, at least 1.
         variant: Any name of :func:`mnv4_rl.list_models`.
         normalized_image: Trust that a float image is scaled, whatever its bounds.
-        channels_last: Whether the image is (H, W, C); None decides as SB3 does, by the smallest axis.
+        channels_last: Whether the image is (H, W, C) when it arrives here; None decides as SB3 does, by the smallest
+            axis. SB3 itself moves the channels of uint8 images to the front.
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
             parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
 
@@ -156,35 +158,22 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: A Dict with at least one 3-D Box; every 3-D Box is an image.
-        cnn_output_dim: Features of each image, as in SB3's CombinedExtractor.
-        variant: Any name of :func:`mnv4_rl.list_models`.
-        normalized_image: Trust that float images are scaled, whatever their bounds.
-        channels_last: Whether images are (H, W, C); None decides for each as SB3 does.
-        grid: As in :class:`MNV4Extractor`.
+        cnn_output_dim: Features of each image; the name is that of SB3's CombinedExtractor.
+        image_kwargs: Passed on to every :class:`MNV4Extractor`: ``variant``, ``normalized_image``, ``channels_last``,
+            ``grid``.
 
     Raises:
-        TypeError: If the space is not a Dict.
+        TypeError: If the space is not a Dict, or for an argument that :class:`MNV4Extractor` does not have.
         ValueError: If it holds no image, or one that :class:`MNV4Extractor` refuses (the key is named).
     """
 
-    def __init__(
-        self,
-        observation_space: gym.Space,
-        cnn_output_dim: int = 512,
-        variant: str = "rl_s",
-        normalized_image: bool = False,
-        channels_last: bool | None = None,
-        grid: int | None = None,
-    ) -> None:
-        images = check_dict_space(observation_space)
-        assert isinstance(observation_space, spaces.Dict)
+    def __init__(self, observation_space: gym.Space, cnn_output_dim: int = 512, **image_kwargs: Any) -> None:
+        check_positive(cnn_output_dim=cnn_output_dim)
         extractors: dict[str, nn.Module] = {}
         features_dim = 0
-        for key, space in observation_space.spaces.items():
-            if key in images:
-                extractors[key] = _named_extractor(
-                    key, space, cnn_output_dim, variant, normalized_image, channels_last, grid
-                )
+        for key, space in check_dict_space(observation_space).spaces.items():
+            if is_image(space):
+                extractors[key] = _named_extractor(key, space, cnn_output_dim, **image_kwargs)
                 features_dim += cnn_output_dim
             else:
                 extractors[key] = nn.Flatten()
@@ -197,10 +186,10 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
 
 
-def _named_extractor(key: str, space: gym.Space, *args: Any) -> MNV4Extractor:
+def _named_extractor(key: str, space: gym.Space, features_dim: int, **image_kwargs: Any) -> MNV4Extractor:
     """An extractor whose errors name the key of the Dict."""
     try:
-        return MNV4Extractor(space, *args)
+        return MNV4Extractor(space, features_dim, **image_kwargs)
     except ValueError as error:
         raise ValueError(f"Observation {key!r}: {error}") from error
 
@@ -212,8 +201,8 @@ def encoder_spec(spec: NetworkSpec, features_dim: int, grid: int | None = None) 
     return replace(spec.without_batch_norm(), head=head)
 
 
-def check_dict_space(space: gym.Space) -> list[str]:
-    """Keys of the images in a Dict space.
+def check_dict_space(space: gym.Space) -> spaces.Dict:
+    """The space, if it is a Dict with an image in it.
 
     Raises:
         TypeError: If the space is not a Dict.
@@ -221,10 +210,14 @@ def check_dict_space(space: gym.Space) -> list[str]:
     """
     if not isinstance(space, spaces.Dict):
         raise TypeError(f"MNV4CombinedExtractor needs a Dict space, got {space}; use MNV4Extractor for a single image.")
-    images = [key for key, sub in space.spaces.items() if isinstance(sub, spaces.Box) and len(sub.shape) == 3]
-    if not images:
+    if not any(is_image(sub) for sub in space.spaces.values()):
         raise ValueError(f"No entry of {space} is an image (a 3-D Box); use SB3's own CombinedExtractor for vectors.")
-    return images
+    return space
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether an entry of a Dict is taken for an image: a 3-D Box."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
 
 
 def check_image_space(space: gym.Space, normalized_image: bool) -> spaces.Box:
@@ -237,12 +230,11 @@ def check_image_space(space: gym.Space, normalized_image: bool) -> spaces.Box:
     if not isinstance(space, gym.Space):
         raise TypeError(f"observation_space must be a gymnasium space, got {type(space).__name__}.")
     if not isinstance(space, spaces.Box):
-        hint = " use MNV4CombinedExtractor with 'MultiInputPolicy'." if isinstance(space, spaces.Dict) else ""
-        raise ValueError(f"MNV4Extractor needs an image, a 3-D Box, got {space};{hint or ' use an MLP policy.'}")
+        is_dict = isinstance(space, spaces.Dict)
+        hint = "MNV4CombinedExtractor with 'MultiInputPolicy'" if is_dict else "'MlpPolicy'"
+        raise ValueError(f"The encoder needs an image, a 3-D Box, got {space}; use {hint}.")
     if len(space.shape) != 3:
-        raise ValueError(
-            f"MNV4Extractor needs an image with 3 axes, got shape {space.shape}: {_axes_hint(space.shape)}"
-        )
+        raise ValueError(f"The encoder needs an image with 3 axes, got shape {space.shape}: {_axes_hint(space.shape)}")
     if 0 in space.shape:
         raise ValueError(f"The image has no pixels: shape {space.shape}; every axis must be at least 1.")
     _check_numbers(space, normalized_image)
@@ -258,23 +250,40 @@ def _axes_hint(shape: tuple[int, ...]) -> str:
 
 
 def _check_numbers(space: spaces.Box, normalized_image: bool) -> None:
-    """Refuse pixels whose scale is unknown: SB3 divides uint8 by 255 and passes floats on as they are."""
-    if space.dtype == np.uint8:
-        return
-    if not np.issubdtype(space.dtype, np.floating):
+    """Refuse pixels whose scale is unknown: SB3 divides by 255 what is uint8 in [0, 255], and passes all else on."""
+    if space.dtype != np.uint8 and not np.issubdtype(space.dtype, np.floating):
         raise ValueError(f"Pixels must be uint8 in [0, 255] or floats, got {space.dtype}; declare the Box as np.uint8.")
-    peak = float(max(np.abs(space.low).max(), np.abs(space.high).max()))
-    if not normalized_image and peak > MAX_NORMALIZED:
+    if normalized_image or is_image_space(space):
+        return
+    low, high = float(space.low.min()), float(space.high.max())
+    if space.dtype == np.uint8:
         raise ValueError(
-            f"A float image must have bounds within [-1, 1], got up to {peak:g}: SB3 divides only uint8 images by 255. "
-            "Declare the Box as np.uint8 in [0, 255], or scale the image and pass "
+            f"A uint8 image must have the bounds [0, 255], got [{low:g}, {high:g}]: SB3 would not divide it by 255. "
+            "Declare the Box as np.uint8 in [0, 255]."
+        )
+    if low < -MAX_NORMALIZED or high > MAX_NORMALIZED:
+        raise ValueError(
+            f"A float image must have bounds within [-1, 1], got [{low:g}, {high:g}]: SB3 divides only uint8 images by "
+            "255. Declare the Box as np.uint8 in [0, 255], or scale the image and pass "
             "features_extractor_kwargs=dict(normalized_image=True)."
         )
 
 
-def is_channels_last(space: spaces.Box) -> bool:
-    """SB3's rule: the smallest axis holds the channels, the first one if several are as small."""
-    return int(np.argmin(space.shape)) != 0
+def choose_channels_last(space: spaces.Box, wanted: bool | None) -> bool:
+    """Whether the last axis holds the channels: as ``wanted``, else by SB3's rule.
+
+    SB3's rule is that the smallest axis holds the channels, the first one if several are as small.
+
+    Raises:
+        ValueError: If channels-last is wanted for a uint8 image whose channels SB3 has moved to the front.
+    """
+    channels, *sides = space.shape
+    if wanted and is_image_space(space) and channels < min(sides):
+        raise ValueError(
+            f"channels_last=True, but the channels of this uint8 image come first: shape {space.shape}. SB3 moves them "
+            "to the front before the encoder sees them; leave channels_last at None."
+        )
+    return int(np.argmin(space.shape)) != 0 if wanted is None else wanted
 
 
 __all__ = ["MNV4CombinedExtractor", "MNV4Extractor"]
