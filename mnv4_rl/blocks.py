@@ -327,5 +327,10 @@ def _kv_reduction(channels: int, stride: int, depthwise: bool, norm: NormName) -
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(N, heads*D, H, W) -> (N, heads, H*W, D); channels are head-major, positions row-major."""
-    return x.reshape(x.shape[0], heads, x.shape[1] // heads, -1).transpose(2, 3)
+    """(N, heads*D, H, W) -> (N, heads, H*W, D); channels are head-major, positions row-major.
+
+    A head's D numbers end up side by side in memory, which the fused kernels need; a channels-last map already has
+    them so and is not copied.
+    """
+    positions = x.flatten(2).transpose(1, 2).contiguous()  # (N, H*W, heads*D)
+    return positions.unflatten(2, (heads, -1)).transpose(1, 2)
