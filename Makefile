@@ -12,7 +12,7 @@ ENCODER ?= rl_s
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train test test-slow lint format clean
+.PHONY: help install train test test-slow golden lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,9 @@ test: $(STAMP)  ## The default tests (under 10 minutes on 2 cores)
 
 test-slow: $(STAMP)  ## The long tests: learning, memory, whole commands
 	$(PY) -m pytest -m slow
+
+golden: $(STAMP)  ## Rewrite the pinned numbers in tests/golden; review the diff before committing it
+	$(PY) -m tests.golden_numbers
 
 lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .
