@@ -1,7 +1,7 @@
 """What a network variant is made of: frozen dataclasses, checked on construction.
 
 A network is stem -> stages -> head. This module says what the pieces are; :mod:`mnv4_rl.network` builds them.
-It imports no torch, so listing and comparing variants is free.
+It imports no torch: a row is plain data.
 The rows themselves are in :mod:`mnv4_rl.registry`. Block names and settings follow MobileNetV4, arXiv:2404.10518.
 """
 

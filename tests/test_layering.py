@@ -1,0 +1,90 @@
+"""Imports go one way, stay few, and the wheel holds the library alone."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What each package may import of the three: experiments -> agents -> mnv4_rl.
+ALLOWED = {
+    "mnv4_rl": {"mnv4_rl"},
+    "agents": {"agents", "mnv4_rl"},
+    "experiments": {"experiments", "agents", "mnv4_rl"},
+}
+OPTIONAL = {"tyro", "matplotlib", "tqdm", "rich", "yaml", "cv2", "psutil", "scipy"}
+MODULES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def python(code):
+    """Standard output of ``code`` in a fresh interpreter at the root of the checkout."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported_packages(path):
+    """Top-level packages that a file imports anywhere, also inside its functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield path.relative_to(ROOT).parts[0] if node.level else node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    ours = {*ALLOWED, "tests"} & set(imported_packages(path))
+    assert ours <= ALLOWED[path.relative_to(ROOT).parts[0]]
+
+
+@pytest.mark.parametrize("module", ["specs", "registry"])
+def test_the_tables_import_neither_torch_nor_numpy(module):
+    """The package's ``__init__`` does import torch, so an empty one takes its place here."""
+    loaded = python(
+        "import sys, types\n"
+        "package = types.ModuleType('mnv4_rl'); package.__path__ = ['mnv4_rl']; sys.modules['mnv4_rl'] = package\n"
+        f"import mnv4_rl.{module}\n"
+        "print(*sys.modules)"
+    ).split()
+    assert f"mnv4_rl.{module}" in loaded
+    assert not {"torch", "numpy", "gymnasium", "stable_baselines3"} & set(loaded)
+
+
+def test_importing_the_library_imports_no_optional_package_and_tunes_nothing():
+    """SB3 itself pulls in some of them where they are installed; the library adds none."""
+    added = json.loads(
+        python(
+            "import ctypes, json, sys\n"
+            "import stable_baselines3, torch\n"
+            "before, threads = set(sys.modules), torch.get_num_threads()\n"
+            "def refuse(*args): raise AssertionError('import touched the C library')\n"
+            "ctypes.CDLL = refuse\n"
+            "import mnv4_rl, mnv4_rl.performance\n"
+            "assert torch.get_num_threads() == threads\n"
+            "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
+        )
+    )
+    assert "mnv4_rl" in added
+    assert not OPTIONAL & set(added)
+
+
+def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
+    source = tmp_path / "source"
+    skipped = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"mnv4_rl"}
+    assert "mnv4_rl/py.typed" in names
+    assert {name for name in names if name.endswith(".py")} == {
+        str(path.relative_to(ROOT)) for path in (ROOT / "mnv4_rl").rglob("*.py")
+    }

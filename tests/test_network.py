@@ -1,0 +1,166 @@
+"""Spec -> network: any image size, the head's grid, what forward refuses, how it starts."""
+
+from dataclasses import replace
+
+import pytest
+import torch as th
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mnv4_rl.network import PooledHead, build, build_block
+from mnv4_rl.registry import get_spec, list_models, readme_spec
+from mnv4_rl.specs import (
+    ConvSpec,
+    FusedIBSpec,
+    GridHeadSpec,
+    MobileMQASpec,
+    NetworkSpec,
+    SESpec,
+    StemSpec,
+    UIBSpec,
+)
+
+# Every kind of block, strided where it may be, on channels that 8 does not divide.
+EVERY_BLOCK = NetworkSpec(
+    name="every_block",
+    family="rl",
+    stem=StemSpec(out_channels=6, kernel_size=4, stride=2),
+    stages=(
+        (ConvSpec(out_channels=6), FusedIBSpec(out_channels=10, expanded_channels=12)),
+        (
+            UIBSpec(out_channels=12, expanded_channels=14, start_dw_kernel_size=3, middle_dw_kernel_size=5, stride=2),
+            UIBSpec(out_channels=12, expanded_channels=14),
+            SESpec(),
+        ),
+        (MobileMQASpec(num_heads=3, key_dim=5, kv_stride=2),),
+    ),
+    head=GridHeadSpec(features_dim=9, grid=3, squeeze_channels=4),
+    norm="group",
+    inner_norm="group",
+    activation="relu",
+    layer_scale=0.1,
+    image_size=32,
+)
+TINY_README = readme_spec(
+    name="tiny",
+    base_channels=8,
+    expanded_channels=12,
+    squeeze_ratio=0.25,
+    fused_ibs=2,
+    uib_and_extra_dws=1,
+    se_and_uibs=1,
+    se_and_mqas=1,
+    num_heads=2,
+    hidden_dim_classifier=16,
+    dropout=0.2,
+    kv_stride=2,
+)
+
+
+@given(
+    spec=st.sampled_from([EVERY_BLOCK, TINY_README, get_spec("rl_s")]),
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    in_channels=st.integers(1, 12),
+    sized=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_height_width_and_channels_give_finite_classes(spec, height, width, in_channels, sized):
+    model = build(spec, in_channels, num_classes=3, image_size=(height, width) if sized else None).eval()
+    with th.inference_mode():
+        y = model(th.rand(2, in_channels, height, width))
+    assert y.shape == (2, 3)
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", [EVERY_BLOCK, TINY_README, get_spec("rl_s")], ids=lambda spec: spec.name)
+def test_forward_is_stem_then_stages_then_head(spec):
+    model = build(spec, 3, 4).eval()
+    x = th.rand(2, 3, 20, 30)
+    assert th.equal(model(x), model.head(model.stages(model.stem(x))))
+
+
+@pytest.mark.parametrize("spec", [EVERY_BLOCK, TINY_README, get_spec("rl_s")], ids=lambda spec: spec.name)
+def test_memory_format_does_not_change_the_output(spec):
+    model = build(spec, 3, 4).eval().double()
+    x = th.rand(2, 3, 20, 30, dtype=th.float64)
+    last = x.to(memory_format=th.channels_last)
+    th.testing.assert_close(model(last), model(x), atol=1e-10, rtol=0)
+
+
+# Heads
+
+
+def test_grid_head_does_not_grow_with_the_image():
+    spec = get_spec("rl_s")
+    parameters = {
+        size: sum(p.numel() for p in build(spec, 4, 0, (size, size)).parameters()) for size in (36, 84, 96, 200)
+    }
+    assert parameters[84] == parameters[96] == parameters[200] > parameters[36]
+
+
+def test_grid_head_keeps_position_and_pooled_head_forgets_it():
+    grid, pooled = build(get_spec("rl_s"), 1, 0).eval(), build(TINY_README, 1, 0).eval()
+    maps = {model: th.rand(1, model.spec.out_channels, 6, 6) for model in (grid, pooled)}
+    assert not th.allclose(grid.head(maps[grid]), grid.head(maps[grid].flip(3)))
+    assert th.allclose(pooled.head(maps[pooled]), pooled.head(maps[pooled].flip(3)), atol=1e-5)
+
+
+def test_grid_head_averages_larger_maps():
+    head = build(replace(get_spec("rl_s"), stages=()), 1, 0, (24, 24)).head  # 24 -> 6x6
+    small = th.rand(1, 16, 6, 6)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert head.grid == (6, 6)
+    th.testing.assert_close(head(large), head(small), atol=1e-5, rtol=0)
+
+
+def test_grid_follows_an_image_that_is_not_square():
+    assert build(get_spec("rl_s"), 3, 0, (84, 20)).head.grid == (6, 2)
+
+
+def test_pooled_head_has_dropout_before_the_classifier():
+    head = build(TINY_README, 3, 4).head
+    assert isinstance(head, PooledHead)
+    assert head.dropout.p == 0.2
+    nn.init.ones_(head.classifier.weight)
+    assert len({head.train()(th.ones(1, 8, 2, 2)).sum().item() for _ in range(8)}) > 1
+
+
+# Initial values
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_classifier_starts_small_and_biases_at_zero(name):
+    model = build(get_spec(name), 3, 1000)
+    assert model.head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    linear = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None]
+    assert linear
+    assert not any(m.bias.any() for m in linear)
+
+
+def test_norm_gains_are_those_of_the_row():
+    model = build(replace(EVERY_BLOCK, norm_gain=1.5, skip_gain=0.5), 3, 0)
+    fused, (strided, ffn, _) = model.stages[0][1], model.stages[1]
+    gains = [block.norm.weight.unique().tolist() for block in (model.stem.conv, fused.project, strided.project)]
+    assert gains == [[1.5]] * 3
+    assert ffn.has_skip
+    assert ffn.project.norm.weight.unique().tolist() == [0.5]
+    assert ffn.expand.norm.weight.unique().tolist() == [1.0]
+
+
+# Errors
+
+
+@pytest.mark.parametrize("shape", [(3, 84, 84), (2, 1, 84, 84), (2, 84, 84, 3), (5,)])
+def test_forward_refuses_what_is_no_batch_of_its_images(shape):
+    model = build(TINY_README, 3, 2)
+    message = r"tiny expects images \(N, 3, H, W\), got shape .*batch dimension with x\[None\]"
+    with pytest.raises(ValueError, match=message) as error:
+        model(th.zeros(shape))
+    assert str(tuple(shape)) in str(error.value)
+
+
+def test_a_row_nobody_builds_is_a_type_error():
+    with pytest.raises(TypeError, match=r"No block is built from 'conv'; register one"):
+        build_block("conv", 3, TINY_README)
