@@ -12,7 +12,6 @@ from mnv4_rl.layers import (
     ChannelLayerNorm,
     ConvNorm,
     LayerScale,
-    PatchConv2d,
     SamePadConv2d,
     group_size,
     make_activation,
@@ -36,14 +35,15 @@ def _seed():
 
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 2)])
-def test_patch_conv_equals_conv_on_the_padded_image(size, memory_format):
-    patches = PatchConv2d(3, 5, 4).double()
+def test_even_kernel_equals_conv_on_the_image_padded_on_both_sides(size, memory_format):
+    conv = SamePadConv2d(3, 5, 4, 4).double()
     reference = nn.Conv2d(3, 5, 4, stride=4).double()
-    reference.load_state_dict(patches.state_dict())
+    reference.load_state_dict(conv.state_dict())
     x = th.randn(2, 3, *size, dtype=th.float64).to(memory_format=memory_format)
     padded = th.zeros(2, 3, -(-size[0] // 4) * 4, -(-size[1] // 4) * 4, dtype=th.float64)
-    padded[:, :, : size[0], : size[1]] = x
-    th.testing.assert_close(patches(x), reference(padded), atol=1e-10, rtol=0)
+    top, left = (-size[0] % 4) // 2, (-size[1] % 4) // 2
+    padded[:, :, top : top + size[0], left : left + size[1]] = x
+    th.testing.assert_close(conv(x), reference(padded), atol=1e-10, rtol=0)
 
 
 @settings(deadline=None)  # a loaded machine is no failure
@@ -138,9 +138,11 @@ def test_every_block_takes_every_norm_and_activation(norm, activation):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in blocks.parameters())
 
 
-def test_patch_stem_and_dense_stem_are_both_convolutions():
-    assert isinstance(Stem(4, 8, kernel_size=4, stride=4).conv.conv, PatchConv2d)
-    assert type(Stem(4, 8, kernel_size=3, stride=2).conv.conv) is nn.Conv2d
+def test_stem_brings_maps_into_channels_last_once_and_may_do_without_an_activation():
+    x = th.randn(2, 4, 16, 16)
+    for kernel_size, stride in [(4, 4), (3, 2)]:
+        y = Stem(4, 8, kernel_size, stride)(x)
+        assert y.is_contiguous(memory_format=th.channels_last)
     assert Stem(1, 8, activation=None, norm="none")(th.randn(1, 1, 6, 6)).min() < 0
 
 
