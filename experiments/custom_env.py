@@ -129,7 +129,7 @@ class Config:
 
     encoder: tuple[str, ...] = ("rl_s", "nature")
     """Encoders by name, one run each: nature (SB3's NatureCNN) or a registered variant."""
-    total_timesteps: int = 60_000
+    total_timesteps: int = 80_000
     """Environment steps of each run."""
     n_envs: int = 8
     """Environments stepped together, a count."""
