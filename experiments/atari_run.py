@@ -47,7 +47,7 @@ class AtariConfig:
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
     """CPU threads of PyTorch and of the emulators; all cores by default."""
-    evaluation_games: int = 10
+    evaluation_games: int = 30
     """Whole games played by the final model; 0 for none."""
 
 

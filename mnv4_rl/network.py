@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from functools import singledispatch
 
+import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,7 +52,7 @@ class Network(nn.Module):
         self.stages = stages
         self.head = head
         initialise(self)
-        set_norm_gains(self)
+        scale_outputs(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to classes or features.
@@ -279,17 +280,16 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def set_norm_gains(network: Network) -> None:
-    """Give the norms after the stem and after each block the initial weights their spec names.
+@th.no_grad()
+def scale_outputs(network: Network) -> None:
+    """Scale what the stem puts out, and what blocks with a skip add, by the gains of the spec.
 
-    On mostly static pictures a norm over channels leaves much of its unit variance in a constant offset between
-    channels; the gain restores the part that varies over batch and space.
+    The last layer with weights takes the gain: the norm where there is one, else the convolution.
     """
-    gained: list[tuple[nn.Module, float]] = [(network.stem.conv.norm, network.spec.norm_gain)]
+    gains = [(network.stem.conv, network.spec.stem_gain)]
     for block in network.stages.modules():
-        if isinstance(block, FusedIB | UIB):
-            gain = network.spec.skip_gain if block.has_skip else network.spec.norm_gain
-            gained.append((block.project.norm, gain))
-    for norm, gain in gained:
-        if isinstance(getattr(norm, "weight", None), nn.Parameter):
-            nn.init.constant_(norm.weight, gain)  # type: ignore[arg-type]
+        if isinstance(block, FusedIB | UIB) and block.has_skip:
+            gains.append((block.project, network.spec.skip_gain))
+    for layer, gain in gains:
+        last = layer.conv if isinstance(layer.norm, nn.Identity) else layer.norm
+        last.weight.mul_(gain)  # type: ignore[operator, union-attr]

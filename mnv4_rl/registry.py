@@ -115,7 +115,8 @@ README_FAMILY = tuple(
     for row in _README_ROWS
 )
 
-# Dense FusedIB where the map is large, depthwise only at 6x6, one norm a block, position kept in the head.
+# Dense FusedIB where the map is large, depthwise only at 6x6, position kept in the head. No norm before the features:
+# a norm over channels after the stem forgets how bright a patch is, and took twice the steps on a small catching game.
 RL_FAMILY = (
     NetworkSpec(
         name="rl_s",
@@ -124,17 +125,14 @@ RL_FAMILY = (
         stages=(
             (FusedIBSpec(out_channels=32, expanded_channels=32),),  # 21 -> 11
             (FusedIBSpec(out_channels=48, expanded_channels=64),),  # 11 -> 6
-            (
-                UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=5),
-                UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=3),
-            ),
+            (UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=3),) * 2,
         ),
         head=GridHeadSpec(activation="silu"),  # a ReLU leaves a third of the features dead on static pictures
-        norm="layer",
+        norm="none",
         inner_norm="none",
         activation="relu",
-        norm_gain=1.5,
-        skip_gain=0.5,
+        stem_gain=1.6,
+        skip_gain=0.25,
         image_size=84,
     ),
 )

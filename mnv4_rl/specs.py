@@ -232,8 +232,8 @@ class NetworkSpec:
         norm: Norm after the stem and after each block's last convolution.
         inner_norm: Norm after the other convolutions of a block; without one they have a bias.
         layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
-        norm_gain: Initial weight of the norms after the stem and after a block's last convolution.
-        skip_gain: The same for blocks that add their input: what they add to it.
+        stem_gain: Scale of the stem's initial output; pixels are small numbers, most of them alike.
+        skip_gain: Scale of what a block with a skip initially adds to its input.
         image_size: Side in pixels that published sizes refer to.
     """
 
@@ -246,7 +246,7 @@ class NetworkSpec:
     inner_norm: NormName
     activation: ActivationName
     layer_scale: float | None = None
-    norm_gain: float = 1.0
+    stem_gain: float = 1.0
     skip_gain: float = 1.0
     image_size: int
 

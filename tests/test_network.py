@@ -139,14 +139,23 @@ def test_classifier_starts_small_and_biases_at_zero(name):
     assert not any(m.bias.any() for m in linear)
 
 
-def test_norm_gains_are_those_of_the_row():
-    model = build(replace(EVERY_BLOCK, norm_gain=1.5, skip_gain=0.5), 3, 0)
-    fused, (strided, ffn, _) = model.stages[0][1], model.stages[1]
-    gains = [block.norm.weight.unique().tolist() for block in (model.stem.conv, fused.project, strided.project)]
-    assert gains == [[1.5]] * 3
-    assert ffn.has_skip
-    assert ffn.project.norm.weight.unique().tolist() == [0.5]
-    assert ffn.expand.norm.weight.unique().tolist() == [1.0]
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_gains_scale_the_stem_and_what_blocks_with_a_skip_add(norm):
+    row = replace(EVERY_BLOCK, norm=norm, inner_norm="none")
+    th.manual_seed(0)
+    plain = build(row, 3, 0).eval()
+    th.manual_seed(0)
+    gained = build(replace(row, stem_gain=1.5, skip_gain=0.5), 3, 0).eval()
+    x = th.rand(2, 3, 16, 16)
+    # The stem of this row ends in a ReLU and every bias starts at zero, so its output scales with the gain.
+    assert th.allclose(gained.stem(x), 1.5 * plain.stem(x), atol=1e-6)
+    block, reference = gained.stages[1][1], plain.stages[1][1]
+    assert block.has_skip
+    y = th.rand(2, block.project.conv.out_channels, 4, 4)
+    assert th.allclose(block(y) - y, 0.5 * (reference(y) - y), atol=1e-6)
+    without_skip = gained.stages[0][1]
+    assert not without_skip.has_skip
+    assert th.equal(without_skip.project.conv.weight, plain.stages[0][1].project.conv.weight)
 
 
 # Errors
