@@ -3,6 +3,7 @@
 Sources:
     ``mobilenet_v4_*``: the five configurations of the MobileNet_v4 system that this package carries on; its README
     published only the parameter counts, which the rows below reproduce exactly.
+    ``mnv4_*``: the paper's five models, see :mod:`mnv4_rl.paper_models`.
     ``rl_*``: this project's own measurements.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
+from mnv4_rl.paper_models import PAPER_FAMILY, TIMM_NAMES
 from mnv4_rl.specs import (
     BlockSpec,
     FusedIBSpec,
@@ -137,16 +139,10 @@ RL_FAMILY = (
     ),
 )
 
-SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in README_FAMILY + RL_FAMILY}
+SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in README_FAMILY + PAPER_FAMILY + RL_FAMILY}
 
-# timm's names differ from ours in one underscore and name other networks: (timm's prefix, our paper model's).
-_TIMM_TO_PAPER = {
-    "mobilenetv4_conv_small": "mnv4_conv_s",
-    "mobilenetv4_conv_medium": "mnv4_conv_m",
-    "mobilenetv4_conv_large": "mnv4_conv_l",
-    "mobilenetv4_hybrid_medium": "mnv4_hybrid_m",
-    "mobilenetv4_hybrid_large": "mnv4_hybrid_l",
-}
+# timm's names differ from ours in one underscore and name other networks.
+_TIMM_TO_PAPER = {timm: ours for ours, timm in TIMM_NAMES.items() if ours in SPECS}
 
 
 def list_models(family: str | None = None) -> list[str]:
