@@ -21,6 +21,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "mnv4_rl needs Python 3.11 to 3.13, this is %s; try `make PYTHON=python3.12 ...`" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt -e ".[runner,dev]"
+	$(PY) -m pip install --quiet --no-deps -c constraints.txt timm
 	@touch $@
 
 install: $(STAMP)  ## Create .venv and install everything the commands below need

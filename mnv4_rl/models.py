@@ -5,9 +5,14 @@ The parameters of ``mobilenet_v4_*`` with 3 input channels and 1000 classes are 
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 from mnv4_rl.network import Network, build
+from mnv4_rl.pyramid import FeaturePyramid
 from mnv4_rl.registry import get_spec, list_models, readme_spec
-from mnv4_rl.specs import Size
+from mnv4_rl.specs import NetworkSpec, Size
+from mnv4_rl.weight_files import Pretrained
+from mnv4_rl.weights import load_pretrained
 
 __all__ = [
     "create_model",
@@ -21,26 +26,62 @@ __all__ = [
 ]
 
 
+@overload
 def create_model(
-    name: str, in_channels: int = 3, num_classes: int = 1000, image_size: int | Size | None = None
-) -> Network:
-    """Build a registered variant.
+    name: str | NetworkSpec,
+    in_channels: int = ...,
+    num_classes: int = ...,
+    image_size: int | Size | None = ...,
+    pretrained: Pretrained | Literal[False] = ...,
+    features_only: Literal[False] = ...,
+) -> Network: ...
+
+
+@overload
+def create_model(
+    name: str | NetworkSpec,
+    in_channels: int = ...,
+    num_classes: int = ...,
+    image_size: int | Size | None = ...,
+    pretrained: Pretrained | Literal[False] = ...,
+    *,
+    features_only: Literal[True],
+) -> FeaturePyramid: ...
+
+
+def create_model(
+    name: str | NetworkSpec,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    image_size: int | Size | None = None,
+    pretrained: Pretrained | Literal[False] = False,
+    features_only: bool = False,
+) -> Network | FeaturePyramid:
+    """Build a variant.
 
     Args:
-        name: One of :func:`list_models`.
+        name: One of :func:`list_models`, or a spec, for example of :func:`mnv4_rl.width.scale_width`.
         in_channels: Image channels.
         num_classes: Classes, 0 for the features before the classifier.
         image_size: Side, or height and width, in pixels that the head of an RL variant is sized for; other variants
             ignore it. Every model accepts every size.
+        pretrained: A file to start from, timm's or this package's own; ``True`` downloads timm's default weights of
+            a paper model. See :func:`mnv4_rl.weights.load_pretrained` for what it does to other numbers of channels
+            and classes.
+        features_only: Return the maps of every size instead of classes, see :class:`mnv4_rl.pyramid.FeaturePyramid`.
 
     Shape:
-        The model maps (N, in_channels, H, W) float to (N, num_classes).
+        The model maps (N, in_channels, H, W) float to (N, num_classes), or to a list of maps.
 
     Raises:
-        ValueError: For an unknown name (with the close matches) or a size below 1.
+        ValueError: For an unknown name (with the close matches), a size below 1, or a file that does not fit.
+        OSError, ImportError: If pretrained weights cannot be had; the message says what to do.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return build(get_spec(name), in_channels, num_classes, size)
+    network = build(get_spec(name), in_channels, num_classes, size)
+    if pretrained:
+        load_pretrained(network, pretrained)
+    return FeaturePyramid(network) if features_only else network
 
 
 def mobilenet_v4_nano(in_channels: int = 3, num_classes: int = 1000) -> Network:

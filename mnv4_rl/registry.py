@@ -154,13 +154,15 @@ def list_models(family: str | None = None) -> list[str]:
     return [name for name, spec in SPECS.items() if family in (None, spec.family)]
 
 
-def get_spec(name: str) -> NetworkSpec:
-    """The row called ``name``.
+def get_spec(name: str | NetworkSpec) -> NetworkSpec:
+    """The row called ``name``; a spec of your own is returned as it is.
 
     Raises:
-        TypeError: If ``name`` is not a string.
+        TypeError: If ``name`` is neither a string nor a spec.
         ValueError: If no variant has that name; the message suggests what was probably meant.
     """
+    if isinstance(name, NetworkSpec):
+        return name
     if not isinstance(name, str):
         raise TypeError(f"A variant is named by a string such as 'rl_s', got {name!r}; one of {', '.join(SPECS)}.")
     if name not in SPECS:
