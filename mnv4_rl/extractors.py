@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -21,8 +21,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from mnv4_rl.network import Network, build
+from mnv4_rl.pretrained import PretrainedWeights, freeze_trunk
 from mnv4_rl.registry import get_spec
 from mnv4_rl.specs import GridHeadSpec, NetworkSpec, check_positive
+from mnv4_rl.weight_files import Pretrained
 
 MAX_NORMALIZED = 1.0
 
@@ -116,7 +118,8 @@ class MNV4Extractor(ImageExtractor):
     """MobileNetV4-style image encoder: ``policy_kwargs=dict(features_extractor_class=MNV4Extractor)``.
 
     Works with ``"CnnPolicy"`` in PPO, A2C, DQN, SAC and TD3, on images of any size and channel count. It has no
-    BatchNorm and no dropout, so train and eval mode agree, and it keeps its own initialisation under every algorithm.
+    dropout, and no BatchNorm unless it is pretrained, whose statistics then never change; so train and eval mode agree,
+    and it keeps its own initialisation under every algorithm.
 
     SB3 puts two tanh layers of 64 behind every extractor but its own NatureCNN; pass ``net_arch=[]`` beside it.
 
@@ -129,12 +132,17 @@ class MNV4Extractor(ImageExtractor):
             axis. SB3 itself moves the channels of uint8 images to the front.
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
             parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
+        pretrained: Start stem and stages from trained weights, see :func:`mnv4_rl.weights.load_pretrained`. The file
+            is not needed to load a saved agent. Without it a paper model gets GroupNorm for its BatchNorm.
+        frozen: Never change the pretrained stem and stages; only the fully connected layer behind them is trained.
 
     Raises:
-        ValueError: If the space is no image or the variant unknown.
+        ValueError: If the space is no image, the variant unknown, the file does not fit, or frozen is not pretrained.
+        FileNotFoundError: At the first batch, if the file was not there and no agent was loaded; it warns before.
     """
 
     network: Network
+    weights: PretrainedWeights | None
 
     def __init__(
         self,
@@ -144,11 +152,36 @@ class MNV4Extractor(ImageExtractor):
         normalized_image: bool = False,
         channels_last: bool | None = None,
         grid: int | None = None,
+        pretrained: Pretrained | Literal[False] = False,
+        frozen: bool = False,
     ) -> None:
+        if frozen and not pretrained:
+            raise ValueError("frozen=True would keep random weights: pass pretrained=<path> too, or leave it out.")
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
         channels, height, width = self.image_shape
-        spec = encoder_spec(get_spec(variant), features_dim, grid)
+        spec = encoder_spec(get_spec(variant), features_dim, grid, keep_batch_norm=bool(pretrained))
         self.network = build(spec, channels, 0, (height, width))
+        self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
+        if frozen:
+            freeze_trunk(self.network)
+        self.train()
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """As :meth:`ImageExtractor.forward`; FileNotFoundError if pretrained weights never came."""
+        if self.weights is not None:
+            self.weights.check()
+        return super().forward(observations)
+
+    def train(self, mode: bool = True) -> MNV4Extractor:
+        """As :meth:`torch.nn.Module.train`, except that BatchNorm always uses the statistics it came with.
+
+        SB3 collects in eval mode and updates in train mode; with statistics of the batch those would be two policies.
+        """
+        super().train(mode)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
 
 class MNV4CombinedExtractor(BaseFeaturesExtractor):
@@ -194,11 +227,17 @@ def _named_extractor(key: str, space: gym.Space, features_dim: int, **image_kwar
         raise ValueError(f"Observation {key!r}: {error}") from error
 
 
-def encoder_spec(spec: NetworkSpec, features_dim: int, grid: int | None = None) -> NetworkSpec:
-    """The row of an RL encoder: no BatchNorm, and a head that keeps position and ends in ``features_dim`` features."""
+def encoder_spec(
+    spec: NetworkSpec, features_dim: int, grid: int | None = None, keep_batch_norm: bool = False
+) -> NetworkSpec:
+    """The row of an RL encoder: a head that keeps position and ends in ``features_dim`` features.
+
+    BatchNorm is swapped for a norm without modes, unless its trained statistics are wanted. Untrained, it would act on
+    statistics that describe nothing: the hybrids' features would not even depend on the image.
+    """
     head = spec.head if isinstance(spec.head, GridHeadSpec) else GridHeadSpec()
     head = replace(head, features_dim=features_dim, grid=head.grid if grid is None else grid)
-    return replace(spec.without_batch_norm(), head=head)
+    return replace(spec if keep_batch_norm else spec.without_batch_norm(), head=head)
 
 
 def check_dict_space(space: gym.Space) -> spaces.Dict:
