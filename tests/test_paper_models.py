@@ -8,8 +8,8 @@ import torch as th
 from torch import nn
 
 from mnv4_rl import create_model, list_models
-from mnv4_rl.blocks import Attention
-from mnv4_rl.network import Network, build
+from mnv4_rl.complexity import measure
+from mnv4_rl.network import build
 from mnv4_rl.registry import get_spec
 from mnv4_rl.specs import FusedIBSpec, MobileMQASpec, UIBSpec
 from mnv4_rl.width import scale_width
@@ -37,27 +37,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: Network, image_size: int) -> int:
-    """Multiply-adds of convolutions, linear layers and attention for one image, from the shapes of a forward pass."""
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output[0].numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += module.weight.numel()
-        else:
-            q, k, _ = inputs
-            total += 2 * q[0].numel() * k.shape[2]
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | Attention):
-            module.register_forward_hook(count)
-    model(th.zeros(1, 3, image_size, image_size, device="meta"))
-    return total
-
-
 def test_the_family_is_the_papers_five() -> None:
     assert list_models("paper") == list(SIZES)
 
@@ -65,9 +44,9 @@ def test_the_family_is_the_papers_five() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_exact(name: str) -> None:
     with th.device("meta"):
-        model = create_model(name).eval()
+        model = create_model(name)
         features = create_model(name, num_classes=0)
-    counts = (count_parameters(model), count_parameters(features), count_macs(model, IMAGE_SIZES[name]))
+    counts = (count_parameters(model), count_parameters(features), measure(model, IMAGE_SIZES[name]).macs)
     assert counts == SIZES[name]
     assert get_spec(name).image_size == IMAGE_SIZES[name]
 
