@@ -133,7 +133,8 @@ class MNV4Extractor(ImageExtractor):
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
             parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
         pretrained: Start stem and stages from trained weights, see :func:`mnv4_rl.weights.load_pretrained`. The file
-            is not needed to load a saved agent. Without it a paper model gets GroupNorm for its BatchNorm.
+            is not needed to load a saved agent. The image stays in [0, 1]. Without it a paper model gets GroupNorm for
+            its BatchNorm.
         frozen: Never change the pretrained stem and stages; only the fully connected layer behind them is trained.
 
     Raises:
@@ -193,7 +194,7 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         observation_space: A Dict with at least one 3-D Box; every 3-D Box is an image.
         cnn_output_dim: Features of each image; the name is that of SB3's CombinedExtractor.
         image_kwargs: Passed on to every :class:`MNV4Extractor`: ``variant``, ``normalized_image``, ``channels_last``,
-            ``grid``.
+            ``grid``, ``pretrained``, ``frozen``.
 
     Raises:
         TypeError: If the space is not a Dict, or for an argument that :class:`MNV4Extractor` does not have.

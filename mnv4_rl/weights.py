@@ -126,6 +126,9 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
     number of classes, or the head of an RL encoder, keeps its fresh start. A stem trained on RGB is adapted to other
     image channels by :func:`adapt_stem`.
 
+    timm's weights were trained on images normalised by a mean and a deviation, mostly ImageNet's (0.485, 0.456, 0.406)
+    and (0.229, 0.224, 0.225); nothing here normalises images.
+
     Args:
         model: A model of this package, freshly built.
         pretrained: A path (a timm checkpoint, ``.safetensors`` or ``.pth``, or a file of :func:`save_weights`),

@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.envs import FakeImageEnv
 from torch import nn
 
-from mnv4_rl import MNV4Extractor, create_model, list_models
+from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, list_models
 from mnv4_rl.weights import adapt_stem, save_weights, to_timm_state_dict
 
 SIDE = 40
@@ -178,6 +178,15 @@ def test_a_file_that_does_not_fit_is_refused_at_once(checkpoint: Path, tmp_path:
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
         make_agent(PPO, pretrained=tmp_path / "text.safetensors")
+
+
+def test_every_image_of_a_dict_is_pretrained_and_frozen(checkpoint: Path, trained: nn.Module) -> None:
+    space = spaces.Dict({"left": SPACE, "right": SPACE, "speed": spaces.Box(-1, 1, (2,))})
+    combined = MNV4CombinedExtractor(space, 8, variant="mnv4_conv_s", pretrained=checkpoint, frozen=True)
+    for key in ("left", "right"):
+        stages = combined.extractors[key].network.stages
+        assert th.equal(stages[4][0].conv.weight, trained.stages[4][0].conv.weight)
+        assert not any(parameter.requires_grad for parameter in stages.parameters())
 
 
 def test_random_weights_are_not_frozen() -> None:
