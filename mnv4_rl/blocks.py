@@ -12,7 +12,7 @@ import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv4_rl.layers import ConvNorm, LayerScale, make_activation, make_norm
+from mnv4_rl.layers import ConvNorm, DropPath, LayerScale, make_activation, make_norm
 from mnv4_rl.specs import (
     ActivationName,
     MobileMQASpec,
@@ -99,11 +99,12 @@ class FusedIB(nn.Module):
         self.has_skip = stride == 1 and in_channels == out_channels
         self.expand = ConvNorm(in_channels, expanded_channels, kernel_size, stride, norm=inner, activation=activation)
         self.project = ConvNorm(expanded_channels, out_channels, 1, norm=norm)
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand with space, project without."""
         y = self.project(self.expand(x))
-        return x + y if self.has_skip else y
+        return x + self.drop_path(y) if self.has_skip else y
 
 
 class UIB(nn.Module):
@@ -166,12 +167,13 @@ class UIB(nn.Module):
         self.middle_dw = _depthwise(expanded_channels, middle_dw_kernel_size, middle_stride, inner, activation)
         self.project = ConvNorm(expanded_channels, out_channels, 1, norm=norm)
         self.layer_scale = LayerScale(out_channels, layer_scale) if layer_scale is not None else nn.Identity()
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """Look around, widen, look around again, narrow."""
         y = self.middle_dw(self.expand(self.start_dw(x)))
         y = self.layer_scale(self.project(y))
-        return x + y if self.has_skip else y
+        return x + self.drop_path(y) if self.has_skip else y
 
 
 class ExtraDW(UIB):
@@ -298,6 +300,7 @@ class MobileMQA(nn.Module):
         self.attention = Attention()
         self.output = nn.Conv2d(width, channels, 1, bias=bias) if output_projection else nn.Identity()
         self.layer_scale = LayerScale(channels, layer_scale) if layer_scale is not None else nn.Identity()
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """Relate every position to every (reduced) position."""
@@ -308,7 +311,7 @@ class MobileMQA(nn.Module):
         shape = (-1, self.num_heads, -1, -1)
         y = self.attention(q, k.expand(shape), v.expand(shape))  # (N, heads, H*W, key_dim)
         y = y.transpose(2, 3).reshape(x.shape[0], -1, *x.shape[2:])  # (N, heads*key_dim, H, W), head-major
-        return x + self.layer_scale(self.output(y))
+        return x + self.drop_path(self.layer_scale(self.output(y)))
 
 
 class Attention(nn.Module):

@@ -178,3 +178,25 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of (N, C, H, W)."""
         return x * self.gamma[:, None, None]
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for random images while training, and scales the others up; nothing otherwise.
+
+    Attributes:
+        rate: Probability of dropping, in [0, 1); 0 until :func:`mnv4_rl.network.set_drop_path` sets it.
+
+    Source:
+        Stochastic depth, arXiv:1603.09382.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each image of (N, C, H, W) by 0 or 1 / (1 - rate)."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty((len(x), 1, 1, 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnv4_rl.blocks import SE, UIB, FusedIB, MobileMQA, Stem
-from mnv4_rl.layers import ConvNorm, make_activation, make_norm
+from mnv4_rl.layers import ConvNorm, DropPath, make_activation, make_norm
 from mnv4_rl.specs import (
     BlockSpec,
     ConvSpec,
@@ -293,3 +293,28 @@ def scale_outputs(network: Network) -> None:
     for layer, gain in gains:
         last = layer.conv if isinstance(layer.norm, nn.Identity) else layer.norm
         last.weight.mul_(gain)  # type: ignore[operator, union-attr]
+
+
+def set_drop_path(network: Network, rate: float) -> None:
+    """Let residual branches drop out while training: never in the first block, then linearly more.
+
+    Block ``i`` of ``n`` drops its branch with probability ``rate * i / n``; every block counts, only those with a skip
+    drop. Evaluation and weights do not change.
+
+    Args:
+        network: Any network of this package.
+        rate: Peak probability, in [0, 1); 0 turns it off.
+
+    Raises:
+        ValueError: For a rate outside [0, 1).
+
+    Source:
+        arXiv:1603.09382; the schedule is timm's for MobileNetV4.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"The drop-path rate must lie in [0, 1), got {rate!r}.")
+    blocks = [block for stage in network.stages.children() for block in stage.children()]
+    for index, block in enumerate(blocks):
+        drop_path = getattr(block, "drop_path", None)
+        if isinstance(drop_path, DropPath):
+            drop_path.rate = rate * index / len(blocks)
