@@ -1,0 +1,1 @@
+"""Image classification: images on disk -> augmented batches -> training -> accuracy and confusion."""

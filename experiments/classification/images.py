@@ -1,0 +1,194 @@
+"""What every data source becomes: uint8 pixels with labels, split into training, validation and test images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in memory.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | np.ndarray) -> Images:
+        """The images at some rows."""
+        index = th.as_tensor(rows)
+        return Images(self.pixels[index], self.labels[index])
+
+    def resized(self, size: int) -> Images:
+        """The same images at ``size`` x ``size`` pixels, bilinear with antialiasing."""
+        if self.pixels.shape[2:] == (size, size):
+            return self
+        # In pieces: the float copy of a large set would not fit beside it.
+        pieces = [_resize(piece, size) for piece in self.pixels.split(1024)]
+        return Images(th.cat(pieces), self.labels)
+
+
+def _resize(pixels: Tensor, size: int) -> Tensor:
+    scaled = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.round().clamp(0, 255).to(th.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images to learn from, to choose the best epoch by, and to report on.
+
+    Attributes:
+        name: For the log and the run folder's name.
+        class_names: One name a class, in label order.
+        train: Images that weights are fitted to.
+        validation: Images that choose the best epoch; taken from the training images where a source has none.
+        test: Images looked at once, at the end.
+        recipe: Name of the recipe used where none is asked for.
+        mirrors: Whether a mirrored image is still of its class; false for digits.
+        skipped: Images left out because they could not be read.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Images
+    validation: Images
+    test: Images
+    recipe: str = "scratch"
+    mirrors: bool = True
+    skipped: int = 0
+
+    @property
+    def in_channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return self.train.pixels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return self.train.pixels.shape[2]
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel of the training images, as shares of 255."""
+        moments = th.stack([_moments(piece) for piece in self.train.pixels.split(1024)]).sum(0)  # (2, C)
+        mean, square = moments / (self.train.pixels.numel() / self.in_channels)
+        deviation = (square - mean**2).clamp(min=1e-6).sqrt()
+        return mean.tolist(), deviation.tolist()
+
+    def describe(self) -> str:
+        """Sizes in one line."""
+        shape = f"{self.in_channels}x{self.image_size}x{self.image_size}"
+        left_out = f", {self.skipped} unreadable images skipped" if self.skipped else ""
+        return (
+            f"{len(self.class_names)} classes, {shape}, {len(self.train):,} training, "
+            f"{len(self.validation):,} validation and {len(self.test):,} test images{left_out}"
+        )
+
+
+def _moments(pixels: Tensor) -> Tensor:
+    """Sum and sum of squares of each channel, (2, C) float64."""
+    values = pixels.double() / 255
+    return th.stack([values.sum((0, 2, 3)), (values**2).sum((0, 2, 3))])
+
+
+def make_dataset(
+    name: str,
+    class_names: tuple[str, ...],
+    train: Images,
+    validation: Images | None,
+    test: Images | None,
+    seed: int,
+    image_size: int,
+    **about: object,
+) -> Dataset:
+    """Take the missing splits from the training images, class by class, and check all of them.
+
+    A fifth of the images becomes the test set where there is none, then a tenth the validation set.
+
+    Args:
+        name: Of the data set.
+        class_names: In label order.
+        train: All images that are not in the other two.
+        validation: None to take them from ``train``.
+        test: None to take them from ``train``.
+        seed: Of the splits.
+        image_size: Side in pixels that all images are resized to.
+        about: Further fields of :class:`Dataset`.
+
+    Raises:
+        ValueError: For a class without images, labels outside the classes, or an empty split.
+    """
+    given = {"training": train, "validation": validation, "test": test}
+    for split, images in given.items():
+        if images is not None:
+            _check_labels(images, class_names, f"{split} images of {name}")
+    _check_every_class(train, class_names, name, splits_to_take=sum(images is None for images in given.values()))
+    if test is None:
+        train, test = stratified_split(train, 0.2, seed)
+    if validation is None:
+        train, validation = stratified_split(train, 0.1, seed + 1)
+    return Dataset(
+        name=name,
+        class_names=class_names,
+        train=train.resized(image_size),
+        validation=validation.resized(image_size),
+        test=test.resized(image_size),
+        **about,  # type: ignore[arg-type]
+    )
+
+
+def stratified_split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    """Split so that every class gives the same share, at least one image.
+
+    Args:
+        images: With at least two images a class.
+        fraction: Share of the second part, in (0, 1).
+        seed: Same seed, same split.
+
+    Returns:
+        The rest, and the part.
+    """
+    rng = np.random.default_rng(seed)
+    labels = images.labels.numpy()
+    part = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        part.append(rows[: max(1, round(len(rows) * fraction))])
+    taken = np.zeros(len(labels), dtype=bool)
+    taken[np.concatenate(part)] = True
+    return images[np.flatnonzero(~taken)], images[np.flatnonzero(taken)]
+
+
+def _check_labels(images: Images, class_names: tuple[str, ...], what: str) -> None:
+    if len(images) == 0:
+        raise ValueError(f"There are no {what}; add some, or take the empty split away to have one split off.")
+    outside = images.labels[(images.labels < 0) | (images.labels >= len(class_names))]
+    if len(outside):
+        raise ValueError(
+            f"The {what} have {len(outside)} labels outside the {len(class_names)} classes "
+            f"(0 to {len(class_names) - 1}), the first is {int(outside[0])}; check the label file."
+        )
+
+
+def _check_every_class(train: Images, class_names: tuple[str, ...], name: str, splits_to_take: int) -> None:
+    counts = th.bincount(train.labels, minlength=len(class_names)).tolist()
+    needed = 1 + splits_to_take
+    for class_name, count in zip(class_names, counts, strict=True):
+        if count < needed:
+            raise ValueError(
+                f"Class {class_name!r} of {name} has {count} training images and needs at least {needed}"
+                f"{' (validation and test images are taken from them)' if splits_to_take else ''}; "
+                "add images or remove the class."
+            )
+    if len(class_names) < 2:
+        raise ValueError(f"{name} has one class, {class_names[0]!r}; there is nothing to tell apart with fewer than 2.")
