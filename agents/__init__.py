@@ -4,7 +4,7 @@ from importlib.util import find_spec as _find_spec
 
 INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[runner]"'
 
-_MODULES = ("tyro", "tqdm", "rich", "matplotlib", "yaml", "psutil", "scipy")
+_MODULES = ("tyro", "tqdm", "rich", "matplotlib", "yaml", "psutil", "scipy", "PIL")
 _missing = ", ".join(name for name in _MODULES if _find_spec(name) is None)
 if _missing:
     raise ModuleNotFoundError(

@@ -127,15 +127,22 @@ def _read(split: _Split, side: int, mode: str, skip_corrupt: bool) -> Images:
 
 def _decode(path: Path, side: int, mode: str) -> np.ndarray:
     """One image as (C, side, side) uint8: the largest centred square, resized."""
-    with Image.open(path) as image:
-        image.load()
-        if image.mode.startswith("I"):  # 16-bit grey: keep the upper byte, where convert() would clip
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        width, height = image.size
-        short = min(width, height)
-        left, top = (width - short) // 2, (height - short) // 2
-        square = image.convert(mode).resize((side, side), box=(left, top, left + short, top + short), reducing_gap=2)
-        return np.asarray(square).reshape(side, side, len(mode)).transpose(2, 0, 1)
+    with Image.open(path) as opened:
+        opened.load()
+        picture = _eight_bit(opened).convert(mode)
+    width, height = picture.size
+    short = min(width, height)
+    left, top = (width - short) // 2, (height - short) // 2
+    square = picture.resize((side, side), box=(left, top, left + short, top + short), reducing_gap=2)
+    return np.asarray(square).reshape(side, side, len(mode)).transpose(2, 0, 1)
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """16-bit grey keeps its upper byte, where convert() would clip."""
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.int64) >> 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 def _refuse(path: Path, error: Exception) -> tuple[int, bool]:

@@ -1,0 +1,204 @@
+"""Trainer + run folder -> metrics, curves, the best weights, a state to continue from.
+
+config.yml        every setting as used
+command.txt       the line that started the run (and versions.txt what it ran on)
+metrics.csv       one row an epoch
+events.out.*      the same for TensorBoard, and a few augmented images
+state.pt          weights, optimiser and history after the last whole epoch, for --resume
+best.safetensors  weights of the best validation epoch, with best.json saying how to feed them
+test.json         accuracy on the test images, and confusion.csv, confusion.png
+
+Files that change are written beside and renamed, so one is always whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch as th
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from experiments.classification.augment import augment_images
+from experiments.classification.training import Evaluation, Trainer
+
+Row = dict[str, float]
+
+
+class ClassificationRun:
+    """Trains to the last epoch and leaves everything in a folder.
+
+    Args:
+        path: The run folder, existing.
+        trainer: What is trained.
+
+    Attributes:
+        history: One row an epoch, as in metrics.csv.
+    """
+
+    def __init__(self, path: Path, trainer: Trainer) -> None:
+        self.path, self.trainer = path, trainer
+        self.history: list[Row] = []
+        self._seconds_before = (0.0, 0.0)
+
+    def save_state(self) -> None:
+        """Write state.pt."""
+        buffer = io.BytesIO()
+        th.save({**self.trainer.state(), "history": self.history}, buffer)
+        write_atomically(self.path / "state.pt", buffer.getvalue())
+
+    def load_state(self) -> None:
+        """Continue from state.pt; nothing but tensors and plain values is unpickled.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is broken or of another model or data.
+        """
+        path = self.path / "state.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; {self.path} has nothing to resume. Start a new run instead.")
+        try:
+            state = th.load(path, map_location="cpu", weights_only=True)
+            self.trainer.load_state(state)
+            self.history = state["history"]
+        except ValueError:
+            raise
+        except Exception as error:  # torch raises many kinds for a broken archive
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} cannot be resumed from ({reason}); start a new run.") from None
+        if self.history:
+            self._seconds_before = (self.history[-1]["wall_seconds"], self.history[-1]["cpu_seconds"])
+
+    def saved_epochs(self) -> int:
+        """Whole epochs in state.pt."""
+        return int(th.load(self.path / "state.pt", map_location="cpu", weights_only=True)["epochs_done"])
+
+    def seconds(self) -> tuple[float, float]:
+        """Wall and CPU seconds: of this process since it began, and of the training that it continues."""
+        wall, cpu = self._seconds_before
+        return wall + time.time() - psutil.Process().create_time(), cpu + time.process_time()
+
+    @property
+    def best(self) -> Row | None:
+        """The epoch with the highest validation accuracy, the lower loss among equals; None before the first."""
+        return max(self.history, key=_quality, default=None)
+
+    def train(self) -> None:
+        """Train the epochs that are left, saving after each. Ctrl-C leaves the last whole epoch's files in place."""
+        trainer = self.trainer
+        with SummaryWriter(str(self.path), purge_step=trainer.epochs_done + 1) as writer, self._bar() as bar:
+            writer.add_images("train/augmented", self._examples(), trainer.epochs_done)
+            while trainer.epochs_done < trainer.recipe.epochs:
+                epoch_started = time.perf_counter()
+                loss = trainer.train_epoch(bar.update)
+                rate = trainer.n_batches * trainer.batch_size / (time.perf_counter() - epoch_started)
+                self.history.append(self._row(loss, rate))
+                self._log(writer, bar)
+                if self.history[-1] is self.best:
+                    self.save_best()
+                self.save_state()
+
+    def test(self) -> Evaluation:
+        """The best epoch's weights on the test images."""
+        self.trainer.averaged.load_state_dict(load_file(self.path / "best.safetensors"))
+        return self.trainer.evaluate(self.trainer.dataset.test)
+
+    def save_best(self) -> None:
+        """Write the evaluated weights and what one needs to use them."""
+        trainer, dataset = self.trainer, self.trainer.dataset
+        tensors = {name: value.cpu().contiguous() for name, value in trainer.averaged.state_dict().items()}
+        about = {
+            "model": trainer.network.spec.name,
+            "in_channels": dataset.in_channels,
+            "image_size": dataset.image_size,
+            "class_names": dataset.class_names,
+            "mean": trainer.mean.flatten().tolist(),
+            "std": trainer.deviation.flatten().tolist(),
+            **self.history[-1],
+        }
+        write_atomically(self.path / "best.safetensors", save(tensors, {"classifier": json.dumps(about)}))
+        write_atomically(self.path / "best.json", json.dumps(about, indent=1).encode())
+
+    def _examples(self) -> Tensor:
+        """A few training images, augmented, (16, C, H, W) uint8."""
+        rng = np.random.default_rng(self.trainer.seed)
+        images = self.trainer.dataset.train[rng.permutation(len(self.trainer.dataset.train))[:16]]
+        return augment_images(images.pixels, self.trainer.recipe, self.trainer.dataset.mirrors, rng)
+
+    def _row(self, loss: float, rate: float) -> Row:
+        trainer = self.trainer
+        validation = trainer.evaluate(trainer.dataset.validation)
+        wall, cpu = self.seconds()
+        return {
+            "epoch": trainer.epochs_done,
+            "learning_rate": trainer.learning_rate(trainer.epochs_done * trainer.n_batches - 1),
+            "train_loss": loss,
+            "validation_loss": validation.loss,
+            "validation_accuracy": validation.accuracy,
+            "images_per_second": round(rate, 1),
+            "wall_seconds": round(wall, 2),
+            "cpu_seconds": round(cpu, 2),
+        }
+
+    def _log(self, writer: SummaryWriter, bar: tqdm) -> None:
+        row = self.history[-1]
+        for name, value in row.items():
+            writer.add_scalar(_tag(name), value, int(row["epoch"]))
+        write_csv(self.path / "metrics.csv", self.history)
+        accuracy = f"{100 * row['validation_accuracy']:.2f} %"
+        bar.set_postfix_str(f"epoch {int(row['epoch'])}, loss {row['train_loss']:.3f}, validation {accuracy}")
+
+    def _bar(self) -> tqdm:
+        """Images seen of all there will be, with the rate and the time left."""
+        an_epoch = self.trainer.n_batches * self.trainer.batch_size
+        pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
+        return tqdm(
+            total=self.trainer.recipe.epochs * an_epoch,
+            initial=self.trainer.epochs_done * an_epoch,
+            unit="img",
+            smoothing=0.05,
+            mininterval=pause,
+            dynamic_ncols=True,
+        )
+
+
+def _quality(row: Row) -> tuple[float, float]:
+    return row["validation_accuracy"], -row["validation_loss"]
+
+
+def _tag(column: str) -> str:
+    """TensorBoard's group/name for a column of metrics.csv."""
+    group, _, rest = column.partition("_")
+    if group in ("train", "validation"):
+        return f"{group}/{rest}"
+    return f"train/{column}" if column == "learning_rate" else f"time/{column}"
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with the keys of the first as the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: whoever reads it sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
