@@ -110,6 +110,11 @@ def read_cifar_pickle(path: Path, label_key: str) -> tuple[np.ndarray, np.ndarra
     return pixels, labels
 
 
+def _latin1(text: str, _encoding: str) -> bytes:
+    """How Python 3 writes bytes in the old pickle protocols."""
+    return text.encode("latin1")
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds arrays and plain values; a pickle that asks for anything else could run code, and is refused."""
 
@@ -117,6 +122,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     _allowed = (
         (("numpy", "ndarray"), np.ndarray),
         (("numpy", "dtype"), np.dtype),
+        (("_codecs", "encode"), _latin1),
         # The files of 2009 name numpy's old module.
         (("numpy.core.multiarray", "_reconstruct"), _reconstruct),
         (("numpy._core.multiarray", "_reconstruct"), _reconstruct),

@@ -91,8 +91,8 @@ class ClassificationRun:
 
     @property
     def best(self) -> Row | None:
-        """The epoch with the highest validation accuracy, the lower loss among equals; None before the first."""
-        return max(self.history, key=_quality, default=None)
+        """The epoch with the highest validation accuracy, the last among equals; None before the first."""
+        return max(reversed(self.history), key=lambda row: row["validation_accuracy"], default=None)
 
     def train(self) -> None:
         """Train the epochs that are left, saving after each. Ctrl-C leaves the last whole epoch's files in place."""
@@ -125,7 +125,7 @@ class ClassificationRun:
             "class_names": dataset.class_names,
             "mean": trainer.mean.flatten().tolist(),
             "std": trainer.deviation.flatten().tolist(),
-            **self.history[-1],
+            **{name: self.history[-1][name] for name in ("epoch", "validation_loss", "validation_accuracy")},
         }
         write_atomically(self.path / "best.safetensors", save(tensors, {"classifier": json.dumps(about)}))
         write_atomically(self.path / "best.json", json.dumps(about, indent=1).encode())
@@ -171,10 +171,6 @@ class ClassificationRun:
             mininterval=pause,
             dynamic_ncols=True,
         )
-
-
-def _quality(row: Row) -> tuple[float, float]:
-    return row["validation_accuracy"], -row["validation_loss"]
 
 
 def _tag(column: str) -> str:

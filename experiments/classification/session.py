@@ -92,10 +92,9 @@ def heading(config: ClassifyConfig, run: ClassificationRun) -> str:
     batch = f"batches of {trainer.batch_size}"
     if trainer.batch_size < recipe.batch_size:
         batch += f" (all training images; the recipe's {recipe.batch_size:,} and its learning rate are for more)"
-    done = f" after {trainer.epochs_done} done" if trainer.epochs_done else ""
     return (
         f"{config.model} ({_parameters(run):,} parameters) on {trainer.dataset.name}: {trainer.dataset.describe()}\n"
-        f"recipe {config.recipe}: {recipe.epochs - trainer.epochs_done} epochs{done}, {batch}, {trainer.device}\n"
+        f"recipe {config.recipe}: epochs {trainer.epochs_done + 1} to {recipe.epochs}, {batch}, {trainer.device}\n"
         f"{places(run)}"
     )
 
