@@ -8,9 +8,9 @@ import torch as th
 from PIL import Image
 
 from experiments.classification.augment import OPERATIONS, augment_images, mix, randaugment, shift
-from experiments.classification.recipes import RECIPES
+from experiments.classification.recipes import Recipe
 
-PLAIN = replace(RECIPES["digits"], shift=0.0, randaugment_prob=0.0, mix_prob=0.0)
+PLAIN = Recipe(epochs=1, warmup_epochs=0, batch_size=8, learning_rate=0.1, weight_decay=0.0)
 STRONG = replace(PLAIN, shift=0.25, randaugment_prob=1.0, randaugment_magnitude=30)
 
 
