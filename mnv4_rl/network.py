@@ -292,7 +292,7 @@ def scale_outputs(network: Network) -> None:
             gains.append((block.project, network.spec.skip_gain))
     for layer, gain in gains:
         last = layer.conv if isinstance(layer.norm, nn.Identity) else layer.norm
-        last.weight.mul_(gain)  # type: ignore[operator, union-attr]
+        last.weight.mul_(gain)  # type: ignore[operator]
 
 
 def set_drop_path(network: Network, rate: float) -> None:
