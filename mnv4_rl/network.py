@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from functools import singledispatch
 
-import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnv4_rl.blocks import SE, UIB, FusedIB, MobileMQA, Stem
+from mnv4_rl.initialisation import calibrate, initialise
 from mnv4_rl.layers import ConvNorm, DropPath, make_activation, make_norm
 from mnv4_rl.specs import (
     BlockSpec,
@@ -52,7 +52,8 @@ class Network(nn.Module):
         self.stages = stages
         self.head = head
         initialise(self)
-        scale_outputs(self)
+        if spec.norm == "none":
+            calibrate(self.stem, self.stages, in_channels, spec.skip_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to classes or features.
@@ -257,42 +258,6 @@ def build(spec: NetworkSpec, in_channels: int, num_classes: int, image_size: Siz
     height, width = image_size or (spec.image_size, spec.image_size)
     check_positive(height=height, width=width)
     return Network(spec, in_channels, build_stages(spec), build_head(spec, (height, width), num_classes))
-
-
-def initialise(module: nn.Module) -> None:
-    """Initialise every layer: He-normal over the fan-in for convolutions and hidden layers, zero biases.
-
-    He's variance keeps the signal through ReLU-like activations at any width, depthwise layers included: an orthogonal
-    matrix of the same shape would shrink a depthwise layer by sqrt(kernel area / channels). Classifiers start small so
-    that all classes start equal.
-
-    Source:
-        arXiv:1502.01852 (He-normal).
-    """
-    for name, layer in module.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        if name.rpartition(".")[2] == "classifier":
-            nn.init.normal_(layer.weight, std=0.01)
-        else:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-
-
-@th.no_grad()
-def scale_outputs(network: Network) -> None:
-    """Scale what the stem puts out, and what blocks with a skip add, by the gains of the spec.
-
-    The last layer with weights takes the gain: the norm where there is one, else the convolution.
-    """
-    gains = [(network.stem.conv, network.spec.stem_gain)]
-    for block in network.stages.modules():
-        if isinstance(block, FusedIB | UIB) and block.has_skip:
-            gains.append((block.project, network.spec.skip_gain))
-    for layer, gain in gains:
-        last = layer.conv if isinstance(layer.norm, nn.Identity) else layer.norm
-        last.weight.mul_(gain)  # type: ignore[operator]
 
 
 def set_drop_path(network: Network, rate: float) -> None:

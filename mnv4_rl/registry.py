@@ -133,8 +133,7 @@ RL_FAMILY = (
         norm="none",
         inner_norm="none",
         activation="relu",
-        stem_gain=1.6,
-        skip_gain=0.25,
+        skip_gain=0.5,
         image_size=84,
     ),
 )

@@ -232,8 +232,7 @@ class NetworkSpec:
         norm: Norm after the stem and after each block's last convolution.
         inner_norm: Norm after the other convolutions of a block; without one they have a bias.
         layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
-        stem_gain: Scale of the stem's initial output; pixels are small numbers, most of them alike.
-        skip_gain: Scale of what a block with a skip initially adds to its input.
+        skip_gain: Without norms, what a block with a skip adds at first, as a share of its input.
         image_size: Side in pixels that published sizes refer to.
     """
 
@@ -246,7 +245,6 @@ class NetworkSpec:
     inner_norm: NormName
     activation: ActivationName
     layer_scale: float | None = None
-    stem_gain: float = 1.0
     skip_gain: float = 1.0
     image_size: int
 
