@@ -140,6 +140,7 @@ def refused(args, capsys, says):
         (["--threads", "0"], "threads must be"),
         (["--data", "nowhere"], "no folder 'nowhere'"),
         (["--result-file", "result.txt"], "ends in .csv"),
+        (["--result-file", "no_such_folder/result.csv"], "no folder no_such_folder"),
     ],
 )
 def test_wrong_flags_leave_nothing_behind(images, tmp_path, capsys, more, says):

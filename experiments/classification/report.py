@@ -132,10 +132,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """Rows of a results table, none where there is no file.
 
     Raises:
+        FileNotFoundError: If there is no folder to put it in.
         ValueError: If the file is not such a table.
     """
     if path.suffix != ".csv":
         raise ValueError(f"--result-file names a table that ends in .csv, got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} for the --result-file; make it first.")
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -154,7 +157,8 @@ def _markdown(path: Path, rows: list[dict[str, Any]]) -> str:
         "",
         f"Mean test accuracy {100 * sum(accuracies) / len(rows):.2f} % over {len(rows)} runs, "
         f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f} %, {first['test_images']} test images each. "
-        "The best epoch is chosen by validation images; the test images are looked at once.",
+        "The best epoch is chosen by validation images; the test images are looked at once. Wall seconds include whatever "
+        "else the machine was doing; CPU seconds are the process's own, imports and test included.",
         "",
         f"| {' | '.join(shown)} |",
         f"|{'---|' * len(shown)}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch as th
 
-from agents.run_folder import RunFolder, versions
+from agents.run_folder import RunFolder
 from experiments.atari_run import shown
 from experiments.classification.config import OF_THE_SESSION, ClassifyConfig, check_only_session, read_config, to_yaml
 from experiments.classification.images import Dataset
@@ -130,7 +129,7 @@ def places(run: ClassificationRun) -> str:
 
 
 def result_row(config: ClassifyConfig, run: ClassificationRun, evaluation: Evaluation) -> dict[str, Any]:
-    """A row of the results table; the seconds are the whole command's, from its start."""
+    """A row of the results table; the seconds are the whole command's, imports and test included."""
     best = run.best
     assert best is not None
     low, high = wilson_interval(evaluation.correct, len(evaluation.labels))
@@ -151,9 +150,16 @@ def result_row(config: ClassifyConfig, run: ClassificationRun, evaluation: Evalu
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "threads": th.get_num_threads(),
-        "commit": versions()["commit"],
-        "command": shlex.join(["python", "experiments/classify.py", *sys.argv[1:]]),
+        **_origin(run.path),
     }
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """Commit and command that started the run, from its folder: a resumed run is still that run."""
+    lines = (folder / "versions.txt").read_text(encoding="utf-8").splitlines()
+    known = dict(line.split(": ", 1) for line in lines)
+    flags = shlex.split((folder / "command.txt").read_text(encoding="utf-8"))[2:]  # after the interpreter and script
+    return {"commit": known["commit"], "command": shlex.join(["python", "experiments/classify.py", *flags])}
 
 
 def _parameters(run: ClassificationRun) -> int:
