@@ -157,8 +157,8 @@ def _markdown(path: Path, rows: list[dict[str, Any]]) -> str:
         "",
         f"Mean test accuracy {100 * sum(accuracies) / len(rows):.2f} % over {len(rows)} runs, "
         f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f} %, {first['test_images']} test images each. "
-        "The best epoch is chosen by validation images; the test images are looked at once. Wall seconds include whatever "
-        "else the machine was doing; CPU seconds are the process's own, imports and test included.",
+        "The best epoch is chosen by validation images; the test images are looked at once. Wall seconds include "
+        "whatever else the machine was doing; CPU seconds are the process's own, imports and test included.",
         "",
         f"| {' | '.join(shown)} |",
         f"|{'---|' * len(shown)}",
