@@ -1,0 +1,232 @@
+"""Agents on disk: written whole or not at all, verified before use, loaded without running anything from a file.
+
+A saved agent is a folder; a checkpoint of a run is the same folder with ``training.json`` (and ``replay.npz``) in it:
+
+agent.json         algorithm, encoder, spaces, hyperparameters, the optimiser's settings
+agent.safetensors  weights, and the optimiser's state of each
+training.json      counters, recent games, values waiting to be logged, states of the random generators
+replay.npz         the transitions of an off-policy algorithm, where asked for
+manifest.json      size and SHA-256 of each
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch as th
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents import agent_format
+from agents.guards import check_finite
+from agents.replay_file import read_replay, write_replay
+from agents.safe_files import MANIFEST, DamagedError, Writer, verify_folder, write_folder
+from agents.training_state import State
+
+AGENT, TENSORS, TRAINING, REPLAY = "agent.json", "agent.safetensors", "training.json", "replay.npz"
+CHECKPOINTS = "checkpoints"
+_NAME_DIGITS = 9
+
+# What a well-formed file with wrong contents can set off while a model is built from it.
+_REFUSED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    RecursionError,
+    OverflowError,
+)
+
+
+def save_agent(model: BaseAlgorithm, path: str | Path) -> Path:
+    """Save an agent so that it can be loaded safely.
+
+    Args:
+        model: PPO, DQN or QR-DQN with ``"CnnPolicy"`` and an encoder of :data:`agents.encoders.ENCODERS`.
+        path: A new folder, or one that :func:`save_agent` wrote, which is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the model has a part that cannot be told in plain data, or weights that are not finite.
+        FileExistsError: If the path holds something other than a saved agent; it is left as it is.
+        OSError: If it cannot be written; what was there stays.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise FileExistsError(f"{path} exists and is no saved agent; name a new folder.")
+    check_finite(model)
+    write_folder(path, _agent_files(model, agent_format.describe(model)))
+    return path
+
+
+def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.device = "auto") -> BaseAlgorithm:
+    """Load an agent that :func:`save_agent` wrote, or a checkpoint of a run.
+
+    Nothing in the files is executed: the model is rebuilt from names in our own tables, and the weights are numbers.
+
+    Args:
+        path: The agent's folder.
+        env: Environments to go on with; None to play alone.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ValueError: If the folder is damaged, names anything outside the tables, or does not fit ``env``; for one of
+            SB3's zips, with how to load its weights.
+    """
+    path = Path(path)
+    if path.suffix == ".zip" or path.is_file():
+        raise ValueError(
+            f"{path} is no folder of save_agent. SB3's zips can run code when they are loaded: build the model with "
+            "build_ppo or build_dqn, then call load_zip_weights(model, path), which reads the weights alone."
+        )
+    verify_folder(path, (AGENT, TENSORS), (TRAINING, REPLAY))
+    try:
+        description = _read_json(path / AGENT)
+        model = agent_format.rebuild(description, env, device)
+        _load_tensors(model, path, description)
+    except _REFUSED as error:
+        raise ValueError(f"{path} is refused: {error}") from error
+    return model
+
+
+def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
+    """Load the weights of one of SB3's zips into a model of the same shape, and nothing else.
+
+    ``PPO.load`` unpickles hyperparameters, which runs whatever the file's author put there; this never reads them.
+
+    Args:
+        model: A model built as the zip's was.
+        path: The zip.
+
+    Raises:
+        ValueError: If the file is no such zip, holds more than tensors, or its weights do not fit; the model may then
+            hold some of them and should be built anew.
+    """
+    try:
+        model.set_parameters(str(path), exact_match=True, device=model.device)
+    except (*_REFUSED, OSError, UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot give its weights to this {type(model).__name__}: {reason}") from error
+    check_finite(model)
+
+
+def write_checkpoint(
+    model: BaseAlgorithm, run: Path, state: State, description: Mapping[str, Any], with_replay: bool = False
+) -> Path:
+    """Write the checkpoint ``run/checkpoints/<timesteps>``.
+
+    Args:
+        model: The model, whose weights are those at which ``state`` was captured.
+        run: The run's folder.
+        state: What :func:`agents.training_state.capture` gave.
+        description: What :func:`agents.agent_format.describe` gave.
+        with_replay: Write the replay buffer too.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        NonFiniteError: If a weight is NaN or infinite; nothing is written.
+        OSError: If it cannot be written; checkpoints before it are untouched.
+    """
+    check_finite(model)
+    path = run / CHECKPOINTS / f"{state['counters']['num_timesteps']:0{_NAME_DIGITS}d}"
+    files = _agent_files(model, description)
+    files[TRAINING] = _writer(json.dumps(state).encode())
+    if with_replay:
+        files[REPLAY] = partial(write_replay, model.replay_buffer)  # type: ignore[attr-defined]
+    write_folder(path, files)
+    return path
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and what killed writes left behind."""
+    for path in _checkpoints(run)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (run / CHECKPOINTS).glob("*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_checkpoints_after(run: Path, timesteps: int) -> None:
+    """Delete checkpoints of timesteps that are about to be trained anew (damaged ones)."""
+    for path in _checkpoints(run):
+        if int(path.name) > timesteps:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def newest_checkpoint(run: str | Path) -> Path | None:
+    """The newest checkpoint of a run that is what its manifest says; damaged ones are warned about and passed by."""
+    for path in _checkpoints(Path(run)):
+        try:
+            verify_folder(path, (AGENT, TENSORS, TRAINING), (REPLAY,))
+            return path
+        except DamagedError as error:
+            warnings.warn(f"damaged checkpoint passed by: {error}", RuntimeWarning, stacklevel=2)
+    return None
+
+
+def read_state(checkpoint: Path) -> State:
+    """The training state in a verified checkpoint."""
+    return _read_json(checkpoint / TRAINING)
+
+
+def restore_model(model: BaseAlgorithm, checkpoint: Path) -> None:
+    """Put a checkpoint's weights, optimiser and replay (where it has one) into the model that its run builds.
+
+    Raises:
+        ValueError: If the checkpoint is of another algorithm, encoder or environment.
+    """
+    saved, own = _read_json(checkpoint / AGENT), agent_format.describe(model)
+    for part in ("algorithm", "encoder", "policy_kwargs", "observation_space", "action_space"):
+        if saved.get(part) != own[part]:
+            raise ValueError(f"{checkpoint} has {part} {saved.get(part)}, the run's settings give {own[part]}.")
+    _load_tensors(model, checkpoint, saved)
+    if (checkpoint / REPLAY).is_file():
+        read_replay(model.replay_buffer, checkpoint / REPLAY)  # type: ignore[attr-defined]
+
+
+def _agent_files(model: BaseAlgorithm, description: Mapping[str, Any]) -> dict[str, Writer]:
+    data = {**description, "optimizer": agent_format.optimizer_groups(model)}
+    tensors = agent_format.policy_tensors(model) | agent_format.optimizer_tensors(model)
+    return {AGENT: _writer(json.dumps(data, indent=1).encode()), TENSORS: _writer(save(tensors))}
+
+
+def _writer(content: bytes) -> Writer:
+    return lambda file: file.write(content)
+
+
+def _load_tensors(model: BaseAlgorithm, path: Path, description: Mapping[str, Any]) -> None:
+    try:
+        tensors = load_file(path / TENSORS, device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{path / TENSORS}: {error}") from error
+    agent_format.load_policy(model, tensors)
+    agent_format.load_optimizer(model, tensors, description["optimizer"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_bytes())
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} must be a table of names and values, got {type(data).__name__}.")
+    return data
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, newest first."""
+    folder = run / CHECKPOINTS
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)

@@ -1,0 +1,48 @@
+"""Image environments small enough to train on in a test; what they show depends on nothing but the actions."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+from agents.callbacks import EnvTimer
+from agents.ppo import PPOHyperparameters, build_ppo
+
+EPISODE = 8
+
+
+class ActionsAsImage(gym.Env):
+    """Shows the actions of the running episode as bands; pays for alternating. Episodes last `EPISODE` timesteps.
+
+    With `EPISODE` timesteps a rollout, every rollout begins with a reset: the environment has no state that a resumed
+    run would have to bring back.
+    """
+
+    observation_space = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.actions = []
+        return self.image(), {}
+
+    def step(self, action):
+        reward = float(not self.actions or self.actions[-1] != action)
+        self.actions.append(int(action))
+        return self.image(), reward, len(self.actions) == EPISODE, False, {}
+
+    def image(self):
+        image = np.zeros((4, 36, 36), np.uint8)
+        for place, action in enumerate(self.actions):
+            image[:, 4 * place : 4 * place + 4] = 100 + 100 * action
+        return image
+
+
+def tiny_env(n_envs=2):
+    return VecMonitor(DummyVecEnv([ActionsAsImage] * n_envs))
+
+
+def tiny_ppo(total_timesteps=16, encoder="nature", seed=0, **hyperparameters):
+    h = PPOHyperparameters(**{"n_steps": EPISODE, "n_epochs": 2, "batch_size": 8, **hyperparameters})
+    timer = EnvTimer(tiny_env())
+    return build_ppo(timer, encoder, total_timesteps=total_timesteps, hyperparameters=h, seed=seed, device="cpu")
