@@ -3,8 +3,8 @@
 score/game                  raw score of each whole game, at the timestep it ended
 time/env_fraction           share of wall time spent stepping the emulators
 time/learner_fraction       share spent in gradient updates (the rest is the policy choosing actions)
-time/wall_seconds           seconds since training began
-time/cpu_seconds            CPU seconds of this process, all threads, since training began
+time/wall_seconds           seconds of training, over all sessions of a resumed run
+time/cpu_seconds            CPU seconds of the process, all threads, over all sessions
 encoder/std_<block>         standard deviation of a block's output over recent observations
 encoder/feature_std         the same for the features
 encoder/dormant_fraction    share of features whose mean size is under 2.5 % of the average (ReDo, arXiv:2302.12902)
@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from agents.training_state import Clock
 from mnv4_rl.network import Network
 
 DORMANT_THRESHOLD = 0.025
@@ -104,15 +105,19 @@ class GameScores(BaseCallback):
 
 
 class TimeSplit(BaseCallback):
-    """Where the wall time goes: emulators, policy, learner; and the process's own CPU time."""
+    """Where the wall time goes: emulators, policy, learner; and the process's own CPU time.
 
-    def __init__(self, timer: EnvTimer) -> None:
+    Args:
+        timer: The environments.
+        clock: Seconds of the whole run, earlier sessions included.
+    """
+
+    def __init__(self, timer: EnvTimer, clock: Clock) -> None:
         super().__init__()
-        self._timer = timer
+        self._timer, self._clock = timer, clock
 
     def _on_training_start(self) -> None:
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
-        self._mark, self._env_mark, self._learner_seconds = self._start, self._timer.seconds, 0.0
+        self._mark, self._env_mark, self._learner_seconds = time.perf_counter(), self._timer.seconds, 0.0
         self._rollout_end: float | None = None
 
     def _on_rollout_start(self) -> None:
@@ -124,8 +129,8 @@ class TimeSplit(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         now = self._rollout_end = time.perf_counter()
-        self.logger.record("time/wall_seconds", now - self._start)
-        self.logger.record("time/cpu_seconds", time.process_time() - self._cpu_start)
+        self.logger.record("time/wall_seconds", self._clock.wall_seconds)
+        self.logger.record("time/cpu_seconds", self._clock.cpu_seconds)
         elapsed = now - self._mark
         if elapsed < 1:  # off-policy rollouts last milliseconds
             return

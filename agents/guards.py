@@ -8,6 +8,8 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.callbacks import encoder_of
+
 
 class NonFiniteError(ValueError):
     """A loss or a weight is NaN or infinite."""
@@ -51,6 +53,18 @@ def check_losses(model: BaseAlgorithm) -> None:
     for name, value in model.logger.name_to_value.items():
         if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
             raise NonFiniteError(f"{name} is {value} at timestep {model.num_timesteps:,}.")
+
+
+@th.no_grad()
+def check_features(model: BaseAlgorithm) -> None:
+    """Raise if the encoder's features of the newest observations are not finite: weights can be so large.
+
+    Raises:
+        NonFiniteError: With the timestep.
+    """
+    tensor = model.policy.obs_to_tensor(model._last_obs)[0]  # type: ignore[arg-type]
+    if not bool(model.policy.extract_features(tensor, encoder_of(model)).isfinite().all()):  # type: ignore[arg-type]
+        raise NonFiniteError(f"the encoder's features are NaN or infinite at timestep {model.num_timesteps:,}.")
 
 
 def check_finite(model: BaseAlgorithm) -> None:

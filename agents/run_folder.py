@@ -6,6 +6,8 @@ versions.txt    packages, commit, machine
 monitor.csv     one row a game: raw score r, length l in agent timesteps, seconds t
 progress.csv    SB3's log, one row a dump
 events.out.*    the same for TensorBoard, and more
+checkpoints/    the newest states to resume from, see agents/checkpoint.py
+run.lock        the process that writes here, while it lives
 model.zip       the trained agent, for SB3's load
 evaluation.json raw scores of whole games played by the final model
 """
@@ -13,6 +15,7 @@ evaluation.json raw scores of whole games played by the final model
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -23,6 +26,10 @@ from typing import Any
 
 import torch as th
 import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.run_lock import RunLock
+from agents.safe_files import write_file
 
 _PACKAGES = ("torch", "stable-baselines3", "ale-py", "gymnasium", "numpy")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -31,23 +38,40 @@ _ROOT = Path(__file__).resolve().parents[1]
 class RunFolder:
     """The files of one run.
 
+    It belongs to this process until :meth:`close`, or the end of a ``with`` block.
+
     Args:
         path: The folder; it is made where it does not exist.
+        resume: Whether it holds a run to go on with, instead of none.
 
     Raises:
-        FileExistsError: If it already holds a run; nothing in it is touched.
+        FileExistsError: If it already holds a run that is not to be resumed; nothing in it is touched.
         NotADirectoryError: If the path is a file.
+        FolderInUseError: If a live process writes to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resume: bool = False) -> None:
         self.path = path.expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; name a new folder with --run-dir.")
-        if self.config.exists():
-            raise FileExistsError(
-                f"{self.path} already holds a run. Name another folder with --run-dir, or delete it first."
-            )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(self.path / "run.lock")
+        if self.config.exists() and not resume:
+            self.close()
+            raise FileExistsError(
+                f"{self.path} already holds a run. Go on with it by --resume, name another folder with --run-dir, or "
+                "delete it first."
+            )
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        self._lock.release()
 
     @property
     def config(self) -> Path:
@@ -60,6 +84,11 @@ class RunFolder:
         return self.path / "monitor.csv"
 
     @property
+    def progress(self) -> Path:
+        """SB3's log, one row a dump."""
+        return self.path / "progress.csv"
+
+    @property
     def model(self) -> Path:
         """The trained agent."""
         return self.path / "model.zip"
@@ -70,16 +99,41 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     def describe(self, config: dict[str, Any]) -> None:
-        """Write what is known before the first timestep: config, command, versions."""
-        (self.path / "command.txt").write_text(shlex.join([sys.executable, *sys.argv]) + "\n", encoding="utf-8")
+        """Write what is known before a session's first timestep: config, versions, its command below earlier ones."""
+        with (self.path / "command.txt").open("a", encoding="utf-8") as file:
+            file.write(shlex.join([sys.executable, *sys.argv]) + "\n")
         lines = [f"{name}: {value}" for name, value in versions().items()]
-        (self.path / "versions.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_file(self.path / "versions.txt", ("\n".join(lines) + "\n").encode())
         # Last: the config is what marks a folder as holding a run.
-        self.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        write_file(self.config, yaml.safe_dump(config, sort_keys=False).encode())
+
+    def save_model(self, model: BaseAlgorithm) -> None:
+        """Export the agent as SB3's zip; an earlier one is replaced once the new one is complete."""
+        partial = self.model.with_name("model.partial.zip")
+        model.save(partial)
+        os.replace(partial, self.model)
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write the final evaluation as JSON."""
-        self.evaluation.write_text(json.dumps(evaluation, indent=1) + "\n", encoding="utf-8")
+        write_file(self.evaluation, (json.dumps(evaluation, indent=1) + "\n").encode())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of the run in a folder.
+
+    Raises:
+        ValueError: If the folder holds no run, or its config is no table.
+    """
+    config = path.expanduser() / "config.yml"
+    if not config.is_file():
+        raise ValueError(f"{path} holds no run to resume: there is no config.yml in it.")
+    try:
+        data = yaml.safe_load(config.read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{config} is no table of settings.")
+    return data
 
 
 def versions() -> dict[str, str]:

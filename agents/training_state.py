@@ -79,13 +79,17 @@ def restore_session(model: BaseAlgorithm, state: State) -> None:
     _restore_generators(model, state["generators"])
 
 
-def _waiting_values(model: BaseAlgorithm) -> dict[str, tuple[float, int, tuple[str, ...]]]:
+def _waiting_values(model: BaseAlgorithm) -> dict[str, tuple[Any, int, tuple[str, ...]]]:
     """PPO logs an update's losses with the next rollout's row: these would be missing there."""
     logger = model.logger
     return {
-        name: (float(value), logger.name_to_count[name], logger.name_to_excluded[name] or ())
+        name: (
+            value.item() if isinstance(value, np.generic) else value,
+            logger.name_to_count[name],
+            logger.name_to_excluded[name] or (),
+        )
         for name, value in logger.name_to_value.items()
-        if np.ndim(value) == 0 and not isinstance(value, str)
+        if isinstance(value, int | float | np.generic)
     }
 
 

@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from agents.dqn import DQNHyperparameters, build_dqn
 from experiments.atari_run import AtariConfig, run_atari
-from experiments.command import parse
+from experiments.resuming import parse_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,15 @@ class DQNConfig(AtariConfig):
 
     algo: Literal["dqn", "qrdqn"] = "dqn"
     """dqn, or qrdqn from sb3-contrib."""
+    checkpoint_replay: bool = False
+    """Put the replay buffer into checkpoints, compressed; without it a resumed run first fills a new one."""
     dqn: DQNHyperparameters = field(default_factory=DQNHyperparameters)
     """DQN's settings; rl-zoo's Atari values by default."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse flags and train."""
-    config = parse(DQNConfig, args)
+    config = parse_run(DQNConfig, args)
     build = partial(
         build_dqn,
         encoder=config.encoder,
@@ -40,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
         seed=config.seed,
         device=config.device,
     )
-    run_atari(config, config.algo, build)
+    run_atari(config, config.algo, build, config.checkpoint_replay)
 
 
 if __name__ == "__main__":

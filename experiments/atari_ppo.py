@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from agents.ppo import PPOHyperparameters, build_ppo
 from experiments.atari_run import AtariConfig, run_atari
-from experiments.command import parse
+from experiments.resuming import parse_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PPOConfig(AtariConfig):
 
 def main(args: list[str] | None = None) -> None:
     """Parse flags and train."""
-    config = parse(PPOConfig, args)
+    config = parse_run(PPOConfig, args)
     build = partial(
         build_ppo,
         encoder=config.encoder,

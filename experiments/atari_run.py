@@ -15,10 +15,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import EnvTimer
+from agents.checkpoint import newest_checkpoint
 from agents.encoders import policy_kwargs
+from agents.guards import NonFiniteError
 from agents.run_folder import RunFolder
-from agents.training import Outcome, train
-from experiments.command import INTERRUPTED_CODE, user_errors
+from agents.sessions import CheckpointPlan
+from agents.training import Outcome, Plan, Resume, go_on, needs_refill, rewind, train
+from experiments.command import DIVERGED_CODE, INTERRUPTED_CODE, user_errors
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game
 from mnv4_rl.performance import Tuning, tune
@@ -49,42 +52,108 @@ class AtariConfig:
     """CPU threads of PyTorch and of the emulators; all cores by default."""
     evaluation_games: int = 30
     """Whole games played by the final model; 0 for none."""
+    checkpoint_every: int = 50_000
+    """Agent timesteps between two checkpoints; 0 writes one only when the run ends or is stopped."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept, the newest ones."""
+    resume: Path | None = None
+    """Go on with the run in this folder; needs no other flag."""
 
 
 Build = Callable[[VecEnv], BaseAlgorithm]
 
 
-def run_atari(config: AtariConfig, algo: str, build: Build) -> None:
+@dataclass(frozen=True)
+class Session:
+    """What one call of a command trains.
+
+    Attributes:
+        model: The agent.
+        timer: Its environments.
+        resume: Where a resumed run goes on, None for a new one.
+        tuning: Settings of the process.
+    """
+
+    model: BaseAlgorithm
+    timer: EnvTimer
+    resume: Resume | None
+    tuning: Tuning
+
+
+def run_atari(config: AtariConfig, algo: str, build: Build, checkpoint_replay: bool = False) -> None:
     """Train one agent as the flags say, and print where everything is.
 
     Args:
         config: The flags.
         algo: Name of the algorithm, for the folder's name.
         build: Makes the model for an environment.
+        checkpoint_replay: Put the replay buffer into checkpoints.
     """
     with user_errors():
         check_config(config)
-        tuning = tune(config.threads)
-        run = RunFolder(config.run_dir or default_run_dir(config, algo))
-        env = make_atari_env(
-            config.game, config.n_envs, config.seed, num_threads=config.threads or 0, monitor_path=run.monitor
-        )
-        timer = EnvTimer(env)
-        model = build(timer)
-        run.describe({"algo": algo, **plain(asdict(config)), "tuning": asdict(tuning)})
-    print(heading(config, algo, tuning, model, run))
-    outcome = train(
-        model,
-        timer,
-        run,
-        config.total_timesteps,
-        lambda: make_atari_env(config.game, min(config.evaluation_games, MAX_EVALUATION_ENVS), config.seed + 10_000),
-        config.evaluation_games,
-    )
-    env.close()
+        folder = config.resume or config.run_dir or default_run_dir(config, algo)
+        run = RunFolder(folder, resume=config.resume is not None)
+    with run:
+        with user_errors():
+            session = prepare(config, algo, build, run)
+        print(heading(config, algo, session, run))
+        checkpoints = CheckpointPlan(config.checkpoint_every, config.keep_checkpoints, checkpoint_replay)
+        outcome = train_session(config, session, run, checkpoints)
+        session.timer.close()
     print(summary(outcome, run))
     if not outcome.finished:
         sys.exit(INTERRUPTED_CODE)
+
+
+def prepare(config: AtariConfig, algo: str, build: Build, run: RunFolder) -> Session:
+    """Make environments and model, bring a resumed run back to its checkpoint, and describe the run in its folder."""
+    tuning = tune(config.threads)
+    resume = rewind(run) if config.resume else None
+    if resume is not None:
+        check_unfinished(config, resume, run)
+    env = make_atari_env(
+        config.game, config.n_envs, config.seed, num_threads=config.threads or 0, monitor_path=run.monitor
+    )
+    timer = EnvTimer(env)
+    model = build(timer)
+    if resume is not None:
+        go_on(model, resume)
+    settings = plain(asdict(config))
+    del settings["resume"]
+    run.describe({"algo": algo, **settings, "tuning": asdict(tuning)})
+    return Session(model, timer, resume, tuning)
+
+
+def check_unfinished(config: AtariConfig, resume: Resume, run: RunFolder) -> None:
+    """Refuse to resume a run that has nothing left to do.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    evaluated = run.evaluation.exists() or not config.evaluation_games
+    if resume.timesteps >= config.total_timesteps and evaluated:
+        raise ValueError(
+            f"{run.path} has finished its {config.total_timesteps:,} timesteps; give more with --total-timesteps."
+        )
+
+
+def train_session(config: AtariConfig, session: Session, run: RunFolder, checkpoints: CheckpointPlan) -> Outcome:
+    """Train; a run whose numbers become NaN or infinite ends with one line: which, and where it was still good."""
+    n_envs = min(config.evaluation_games, MAX_EVALUATION_ENVS)
+    try:
+        return train(
+            session.model,
+            session.timer,
+            run,
+            Plan(config.total_timesteps, config.evaluation_games, checkpoints),
+            lambda: make_atari_env(config.game, n_envs, config.seed + 10_000),
+            session.resume,
+        )
+    except NonFiniteError as error:
+        good = newest_checkpoint(run.path)
+        kept = f"The last good checkpoint is {shown(good)}" if good else "There is no checkpoint before it"
+        print(f"error: training stopped: {error} {kept}; try a lower learning rate.", file=sys.stderr)
+        sys.exit(DIVERGED_CODE)
 
 
 def check_config(config: AtariConfig) -> None:
@@ -95,9 +164,12 @@ def check_config(config: AtariConfig) -> None:
     """
     resolve_game(config.game)
     policy_kwargs(config.encoder)
-    check_positive(total_timesteps=config.total_timesteps, n_envs=config.n_envs)
-    if config.evaluation_games < 0:
-        raise ValueError(f"evaluation_games must be at least 0, got {config.evaluation_games}.")
+    check_positive(
+        total_timesteps=config.total_timesteps, n_envs=config.n_envs, keep_checkpoints=config.keep_checkpoints
+    )
+    for name in ("evaluation_games", "checkpoint_every"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
     check_device(config.device)
 
 
@@ -127,15 +199,25 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def heading(config: AtariConfig, algo: str, tuning: Tuning, model: BaseAlgorithm, run: RunFolder) -> str:
-    """What is about to happen, in three lines."""
+def heading(config: AtariConfig, algo: str, session: Session, run: RunFolder) -> str:
+    """What is about to happen, in three lines; one more for a resumed run."""
+    model = session.model
     parameters = sum(p.numel() for p in model.policy.parameters())
+    resumed = "" if session.resume is None else f"resume       {session.resume}{refill_note(session)}\n"
     return (
-        f"{algo} on {resolve_game(config.game)} with {config.encoder} ({parameters:,} parameters), "
-        f"{config.total_timesteps:,} timesteps, {config.n_envs} games, {model.device}, {tuning}\n"
+        f"{resumed}{algo} on {resolve_game(config.game)} with {config.encoder} ({parameters:,} parameters), "
+        f"{config.total_timesteps:,} timesteps, {config.n_envs} games, {model.device}, {session.tuning}\n"
         f"run folder   {shown(run.path)}\n"
         f"curves       tensorboard --logdir {shown(run.path.parent)}"
     )
+
+
+def refill_note(session: Session) -> str:
+    """What a resumed run does first if its replay buffer is gone."""
+    if not needs_refill(session.model, session.resume):
+        return ""
+    timesteps: int = session.model.learning_starts  # type: ignore[attr-defined]
+    return f"; the replay was not saved: {timesteps:,} timesteps of play fill a new one before learning goes on"
 
 
 def summary(outcome: Outcome, run: RunFolder) -> str:

@@ -12,17 +12,19 @@ import tyro
 Config = TypeVar("Config")
 
 USER_ERROR_CODE = 2
+DIVERGED_CODE = 3
 INTERRUPTED_CODE = 130
 
 
-def parse(config_class: type[Config], args: list[str] | None = None) -> Config:
+def parse(config_class: type[Config], args: list[str] | None = None, default: Config | None = None) -> Config:
     """Flags -> config. ``--help`` shows each field's docstring, type and default.
 
     Args:
         config_class: A dataclass; its docstring is the command's description.
         args: Flags, ``sys.argv`` by default.
+        default: Values of the flags left out, the dataclass's own by default.
     """
-    return tyro.cli(config_class, args=args)
+    return tyro.cli(config_class, args=args, default=tyro.MISSING_NONPROP if default is None else default)
 
 
 @contextmanager
