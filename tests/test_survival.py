@@ -1,0 +1,126 @@
+"""The long ones: a run that is killed again and again, and memory over hundreds of thousands of timesteps."""
+
+import multiprocessing
+import os
+import random
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents.checkpoint import newest_checkpoint
+from agents.ppo import PPOHyperparameters, build_ppo
+from agents.run_logs import STEP, read_rows
+from experiments import atari_ppo
+from mnv4_rl.atari import make_atari_env
+from mnv4_rl.performance import tune
+
+KILLS = 20
+FLAGS = ["--n-envs", "2", "--ppo.n-steps", "4", "--ppo.batch-size", "8", "--ppo.n-epochs", "1", "--threads", "1"]
+FLAGS += ["--encoder", "nature", "--evaluation-games", "0", "--device", "cpu", "--checkpoint-every", "8"]
+FLAGS += ["--total-timesteps", "1000000"]
+
+
+def run_session(flags, log):
+    """The real command, as its own process; what it prints goes to a file."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    atari_ppo.main(flags)
+
+
+def wait_until(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.002)
+
+
+def steps_of(run):
+    return [int(row[STEP]) for row in read_rows(run / "progress.csv")] if (run / "progress.csv").exists() else []
+
+
+@pytest.mark.slow
+def test_run_survives_twenty_kills(tmp_path):
+    """Every other kill waits for a half-written checkpoint. A fork server imports the packages once, not 21 times."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.atari_ppo"])
+    rng, run, partial_writes, reached = random.Random(0), tmp_path / "run", 0, [0]
+    for kill in range(KILLS + 1):
+        newest = newest_checkpoint(run)
+        flags = ["--resume", str(run)] if kill else ["--run-dir", str(run), *FLAGS]
+        process = context.Process(target=run_session, args=(flags, tmp_path / f"{kill}.log"))
+        process.start()
+        log = tmp_path / f"{kill}.log"
+        wait_until(lambda log=log: log.exists() and "run folder" in log.read_text(), process)
+        wait_until(lambda: (steps_of(run) or [0])[-1] > reached[-1], process)
+        said = log.read_text()
+        if kill:
+            expected = f"resumed from timestep {int(newest.name):,}" if newest else "it starts over"
+            assert expected in said
+        if kill % 2:
+            wait_until(lambda: list((run / "checkpoints").glob("*.partial")), process)
+        else:
+            time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        partial_writes += bool(list((run / "checkpoints").glob("*.partial")))
+        steps = steps_of(run)
+        assert steps == list(range(8, 8 * len(steps) + 1, 8))  # no gap, no repeated step
+        reached.append(int(newest_checkpoint(run).name) if newest_checkpoint(run) else 0)
+    assert partial_writes >= KILLS // 4
+    assert reached == sorted(reached) and reached[-1] > 0
+    events = EventAccumulator(str(run))
+    events.Reload()
+    logged = [event.step for event in events.Scalars("time/fps")]
+    assert logged == sorted(set(logged))
+
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_500k_env_steps():
+    env = make_atari_env("pong", n_envs=8, seed=0, num_threads=1)
+    env.reset()
+    actions = np.random.default_rng(0).integers(0, env.action_space.n, (1000, 8))
+    for step in range(20_000 // 8):
+        env.step(actions[step % 1000])
+    warm = resident()
+    for step in range(500_000 // 8):
+        env.step(actions[step % 1000])
+    env.close()
+    assert resident() < 1.02 * warm
+
+
+class Resident(BaseCallback):
+    """Resident bytes at every rollout's end."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.bytes.append((self.num_timesteps, resident()))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_200k_ppo_steps():
+    tune(1)
+    env = make_atari_env("pong", n_envs=8, seed=0, num_threads=1, screen_size=36)
+    h = PPOHyperparameters(n_steps=128, n_epochs=1, batch_size=256)
+    seen = Resident()
+    build_ppo(env, "nature", total_timesteps=225_000, hyperparameters=h, seed=0, device="cpu").learn(225_000, seen)
+    env.close()
+    warm = next(size for timestep, size in seen.bytes if timestep >= 24_000)
+    assert seen.bytes[-1][0] - 24_000 >= 200_000
+    assert seen.bytes[-1][1] < 1.02 * warm
