@@ -11,13 +11,12 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.training import sigterm_as_interrupt
 from experiments.atari_run import check_device, shown
 from experiments.classification.config import ClassifyConfig
 from experiments.classification.report import add_result, read_results, write_test
 from experiments.classification.run import ClassificationRun
 from experiments.classification.session import heading, interrupted, result_row, resume, start, summary
-from experiments.command import INTERRUPTED_CODE, USER_ERROR_CODE, parse, user_errors
+from experiments.command import INTERRUPTED_CODE, USER_ERROR_CODE, parse, sigterm_as_interrupt, user_errors
 from mnv4_rl.performance import tune
 
 
