@@ -82,7 +82,7 @@ def build_dqn(
 
     Args:
         env: Vectorised environment with stacked grey frames, channels first.
-        encoder: A key of :data:`agents.encoders.ENCODERS`: ``"nature"`` or a registered variant.
+        encoder: A key of :data:`agents.encoders.ENCODERS`: a baseline or a registered variant.
         algo: ``"dqn"``, or ``"qrdqn"`` from sb3-contrib.
         hyperparameters: Settings, rl-zoo's Atari values by default.
         seed: Seed of weights, exploration, sampling and the environment.

@@ -8,12 +8,15 @@ from typing import Any
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 
 from mnv4_rl import MNV4Extractor, list_models
+from mnv4_rl.baselines import ImpalaCNN, ImpoolaCNN
 
 FEATURES_DIM = 512
 
 _EncoderRow = tuple[type[BaseFeaturesExtractor], dict[str, Any]]
 ENCODERS: dict[str, _EncoderRow] = {
     "nature": (NatureCNN, {}),
+    "impala": (ImpalaCNN, {}),
+    "impoola": (ImpoolaCNN, {}),
     **{name: (MNV4Extractor, {"variant": name}) for name in list_models()},
 }
 

@@ -75,7 +75,7 @@ def build_ppo(
 
     Args:
         env: Vectorised environment with image observations.
-        encoder: A key of :data:`agents.encoders.ENCODERS`: ``"nature"`` or a registered variant.
+        encoder: A key of :data:`agents.encoders.ENCODERS`: a baseline or a registered variant.
         total_timesteps: Agent timesteps the run will have; the schedules depend on it.
         hyperparameters: Settings, rl-zoo's Atari values by default.
         seed: Seed of weights, action sampling and the environment.

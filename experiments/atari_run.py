@@ -39,7 +39,7 @@ class AtariConfig:
     total_timesteps: int = 1_000_000
     """Agent timesteps (decisions) to train; each is 4 emulator frames."""
     encoder: str = "rl_s"
-    """nature, or any name of mnv4_rl.list_models()."""
+    """nature, impala, impoola, or any name of mnv4_rl.list_models()."""
     seed: int = 0
     """Seed of weights, actions and games."""
     n_envs: int = 8
