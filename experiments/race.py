@@ -1,0 +1,317 @@
+"""Race encoders: a matrix of PPO runs, encoder x game x seed, everything else equal; the curves go into one CSV.
+
+python experiments/race.py --name pong --encoders nature rl_s --games pong --seeds 0 1 2 --jobs 2
+
+Started again after it was stopped or killed, a race keeps the runs that finished and restarts the others. Runs share
+the machine, so compare them on ``cpu_seconds``, the CPU time of each run's own process.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import itertools
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from agents.encoders import policy_kwargs
+from agents.ppo import PPOHyperparameters
+from agents.training import sigterm_as_interrupt
+from experiments.atari_run import check_device, shown
+from experiments.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.publish import RESULTS, provenance, read_run
+from experiments.race_results import RaceRun, write_race
+from mnv4_rl.atari_games import resolve_game
+from mnv4_rl.specs import check_positive
+
+FAILED_CODE = 1
+POLL_SECONDS = 1.0
+_PPO_COMMAND = Path(__file__).resolve().parent / "atari_ppo.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceConfig:
+    """Train every encoder on every game with every seed, and collect the curves in one CSV."""
+
+    name: str
+    """Name of the race: its folder under race_dir, and its CSV in results_dir."""
+    encoders: tuple[str, ...] = ("nature", "rl_s")
+    """Encoders: nature, impala, impoola, or names of mnv4_rl.list_models()."""
+    games: tuple[str, ...] = ("pong",)
+    """ALE's games, by any common spelling."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of weights, actions and games."""
+    total_timesteps: int = 1_000_000
+    """Agent timesteps of each run."""
+    n_envs: int = 8
+    """Games played side by side in each run."""
+    threads: int = 1
+    """CPU threads of each run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    jobs: int = 1
+    """Runs side by side, a process each."""
+    points: int = 200
+    """Rows kept of each curve, evenly spaced."""
+    race_dir: Path = Path("runs/races")
+    """Folder for the run folders."""
+    results_dir: Path = RESULTS
+    """Folder for the CSV."""
+    ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
+    """PPO's settings, the same for all runs."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of this race's runs."""
+        return self.race_dir.expanduser().absolute() / self.name
+
+    @property
+    def csv(self) -> Path:
+        """Where the curves go."""
+        return self.results_dir / f"race_{self.name}.csv"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the matrix.
+
+    Attributes:
+        folder: Its run folder.
+        settings: Flags of experiments/atari_ppo.py as its config.yml holds them, hyperparameters under "ppo".
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def log(self) -> Path:
+        """What the command prints."""
+        return self.folder.with_suffix(".log")
+
+    def command(self) -> list[str]:
+        """The command line that trains this run."""
+        flat = {key: value for key, value in self.settings.items() if key != "ppo"}
+        flat |= {f"ppo.{key}": value for key, value in self.settings["ppo"].items()}
+        flags = [word for key, value in flat.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        return [sys.executable, str(_PPO_COMMAND), "--run-dir", str(self.folder), *flags]
+
+    def timesteps(self) -> int:
+        """Agent timesteps logged so far; 0 before the first."""
+        progress = self.folder / "progress.csv"
+        if not progress.is_file():
+            return 0
+        with progress.open(newline="", encoding="utf-8") as file:
+            logged = [row.get("time/total_timesteps") or "" for row in csv.DictReader(file)]
+        return max((int(value) for value in logged if value.isdigit()), default=0)  # a row may be half written
+
+    def finished(self) -> bool:
+        """Whether all timesteps are trained and the model saved; an interrupted run saves one too, but earlier."""
+        return (self.folder / "model.zip").is_file() and self.timesteps() >= self.settings["total_timesteps"]
+
+
+def plan(config: RaceConfig) -> list[Run]:
+    """Every run of the matrix, encoders innermost: those side by side share game, seed and the machine's load."""
+    check_config(config)
+    shared = {
+        "total_timesteps": config.total_timesteps,
+        "n_envs": config.n_envs,
+        "threads": config.threads,
+        "device": config.device,
+        "evaluation_games": 0,  # the curve is the result; a final evaluation would only take time
+        "ppo": asdict(config.ppo),
+    }
+    runs = []
+    for name, seed, encoder in itertools.product(config.games, config.seeds, config.encoders):
+        game = resolve_game(name)
+        folder = config.path / f"{game}__{encoder}__s{seed}"
+        runs.append(Run(folder, {"game": game, "encoder": encoder, "seed": seed, **shared}))
+    for run in runs:
+        check_settings(run)
+    return runs
+
+
+def check_config(config: RaceConfig) -> None:
+    """Refuse a matrix that cannot be run.
+
+    Raises:
+        ValueError: Naming the flag, what came and what is allowed.
+    """
+    numbers = {name: getattr(config, name) for name in ("total_timesteps", "n_envs", "threads", "jobs", "points")}
+    check_positive(**numbers)
+    check_device(config.device)
+    games = [resolve_game(game) for game in config.games]
+    for encoder in config.encoders:
+        policy_kwargs(encoder)
+    for flag, values in (("encoders", config.encoders), ("games", games), ("seeds", config.seeds)):
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"{flag} must name at least one and none twice, got {', '.join(map(str, values))!r}.")
+    if not config.name or Path(config.name).name != config.name:
+        raise ValueError(f"name must be usable as a file name, got {config.name!r}.")
+
+
+def check_settings(run: Run) -> None:
+    """Refuse to mix runs of other settings into a race.
+
+    Raises:
+        ValueError: If the run's folder holds one, with the first difference.
+    """
+    found_file = run.folder / "config.yml"
+    if not found_file.is_file():
+        return
+    found = yaml.safe_load(found_file.read_text(encoding="utf-8"))
+    for key, value in run.settings.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{run.folder} holds a run with {key}={found.get(key)!r}, this race has {value!r}; "
+                "give the race another --name, or delete the folder."
+            )
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Lock a race's folder while the file returned is open.
+
+    The runs inherit the lock, so that it outlives a killed race until they end.
+
+    Raises:
+        ValueError: If a race, or what a killed one left running, holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(
+            f"The race in {folder} is still running, or its runs are: wait for them, or stop them first."
+        ) from None
+    return lock
+
+
+def start(run: Run, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Start a run from its beginning, what is left of a broken one removed."""
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
+    with run.log.open("wb") as log:
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the runs in order.
+        return subprocess.Popen(
+            run.command(), stdout=log, stderr=log, start_new_session=True, pass_fds=(lock.fileno(),)
+        )
+
+
+def train_all(runs: list[Run], jobs: int, lock: IO[str]) -> list[Run]:
+    """Train what has not finished, ``jobs`` at a time, with a bar over all timesteps.
+
+    Returns:
+        The runs that failed.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, once every run has stopped.
+    """
+    waiting = deque(run for run in runs if not run.finished())
+    total = sum(run.settings["total_timesteps"] for run in runs)
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    failed: list[Run] = []
+    with sigterm_as_interrupt(), tqdm(total=total, unit="step", unit_scale=True, dynamic_ncols=True) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.popleft()
+                    running.append((run, start(run, lock)))
+                time.sleep(POLL_SECONDS)
+                failed += [run for run, process in running if process.poll() not in (None, 0)]
+                running = [(run, process) for run, process in running if process.poll() is None]
+                show(bar, runs, len(running), len(waiting))
+        finally:
+            stop([process for _, process in running])
+    return failed
+
+
+def show(bar: tqdm, runs: list[Run], n_running: int, n_waiting: int) -> None:
+    """Move the bar to the timesteps of all runs together."""
+    bar.set_postfix_str(f"{n_running} running, {n_waiting} waiting", refresh=False)
+    bar.update(sum(min(run.timesteps(), run.settings["total_timesteps"]) for run in runs) - bar.n)
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask the runs to save and end, and wait for them."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def collect(config: RaceConfig, runs: list[Run]) -> int:
+    """Write the curves of all finished runs into the race's CSV.
+
+    Returns:
+        How many there are; without any, nothing is written.
+
+    Raises:
+        ValueError: If no game ended in a run.
+    """
+    finished = [run for run in runs if run.finished()]
+    if not finished:
+        return 0
+    curves, sources = [], {f"race: {config.name}": None}
+    for run in finished:
+        curve = read_run(run.folder, config.points)
+        points = np.array([list(row.values()) for row in curve.rows])  # (n_points, columns of a curve)
+        curves.append(RaceRun(run.settings["game"], run.settings["encoder"], run.settings["seed"], points))
+        sources |= dict.fromkeys(provenance(run.folder))
+    config.results_dir.mkdir(parents=True, exist_ok=True)
+    write_race(config.csv, curves, sources)
+    return len(finished)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Train what is missing, collect, and say where the results are."""
+    config = parse(RaceConfig, args)
+    with user_errors():
+        runs = plan(config)
+        lock = lock_folder(config.path)
+    print(f"{len(runs)} runs, {sum(run.finished() for run in runs)} of them finished, in {shown(config.path)}")
+    failed: list[Run] = []
+    interrupted = False
+    with lock:
+        try:
+            failed = train_all(runs, config.jobs, lock)
+        except KeyboardInterrupt:
+            interrupted = True
+        with user_errors():
+            n_finished = collect(config, runs)
+    print(summary(config, len(runs), n_finished, failed))
+    if interrupted:
+        print("interrupted: the same command goes on, finished runs are kept")
+        sys.exit(INTERRUPTED_CODE)
+    if failed:
+        sys.exit(FAILED_CODE)
+
+
+def summary(config: RaceConfig, n_runs: int, n_finished: int, failed: list[Run]) -> str:
+    """How many runs there are, and where everything is."""
+    lines = [f"{n_finished} of {n_runs} runs finished"]
+    lines += [f"failed       see {shown(run.log)}" for run in failed]
+    lines.append(f"run folders  {shown(config.path)}")
+    if n_finished:
+        lines += [
+            f"curves       {shown(config.csv)}",
+            f"report       python experiments/report.py --races {shown(config.csv)} --name {config.name}",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The learning curves of a race as one small CSV: written by race.py, read by report.py."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.publish import COLUMNS as CURVE_COLUMNS
+
+COLUMNS = ("game", "encoder", "seed", *CURVE_COLUMNS)
+SCORE = list(CURVE_COLUMNS).index("raw_score_mean_100_games")
+# What a curve can be drawn against: column of CURVE_COLUMNS -> label of an axis.
+CLOCKS = {
+    "timesteps": "agent timesteps",
+    "wall_seconds": "wall time (s)",
+    "cpu_seconds": "CPU time of the process (s)",
+}
+
+
+@dataclass(frozen=True)
+class RaceRun:
+    """One finished run of a race.
+
+    Attributes:
+        game: Rom id.
+        encoder: A key of :data:`agents.encoders.ENCODERS`.
+        seed: Its seed.
+        points: (n_points, 4) float64, the columns those of :data:`experiments.publish.COLUMNS`.
+    """
+
+    game: str
+    encoder: str
+    seed: int
+    points: np.ndarray
+
+    def clock(self, name: str) -> np.ndarray:
+        """(n_points,) values of a key of :data:`CLOCKS`, never falling."""
+        return self.points[:, list(CURVE_COLUMNS).index(name)]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(n_points,) mean raw scores of the last 100 games."""
+        return self.points[:, SCORE]
+
+
+def write_race(path: Path, runs: Iterable[RaceRun], provenance: Iterable[str]) -> None:
+    """Write all runs, with comment lines in front; an existing file is replaced once the new one is complete."""
+    new = path.with_suffix(".new")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        file.writelines(f"# {line}\n" for line in provenance)
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for run in runs:
+            writer.writerows([run.game, run.encoder, run.seed, *(f"{x:.6g}" for x in point)] for point in run.points)
+    new.replace(path)
+
+
+def read_races(paths: Sequence[Path]) -> list[RaceRun]:
+    """All runs of several race CSVs.
+
+    Raises:
+        ValueError: For a file with other columns, a value that is no number, or the same run twice.
+    """
+    curves: dict[tuple[str, str, int], list[list[float]]] = {}
+    owners: dict[tuple[str, str, int], Path] = {}
+    for path in paths:
+        for row in _rows(path):
+            key, point = _parse(row, path)
+            if owners.setdefault(key, path) != path:
+                raise ValueError(f"{_name(key)} is in {owners[key]} and in {path}; leave one of the files out.")
+            curves.setdefault(key, []).append(point)
+    return [RaceRun(*key, np.array(points)) for key, points in curves.items()]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(line for line in file if not line.startswith("#"))
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
+        raise ValueError(f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}.")
+    return rows
+
+
+def _parse(row: dict[str, str], path: Path) -> tuple[tuple[str, str, int], list[float]]:
+    try:
+        return (row["game"], row["encoder"], int(row["seed"])), [float(row[name]) for name in CURVE_COLUMNS]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a row that is not a point of a curve: {list(row.values())}.") from error
+
+
+def _name(key: tuple[str, str, int]) -> str:
+    game, encoder, seed = key
+    return f"{encoder} on {game} with seed {seed}"
