@@ -1,0 +1,307 @@
+"""Report races: figures with intervals and a markdown table, from the CSVs that race.py collects.
+
+python experiments/report.py --races experiments/results/race_pong.csv --name pong
+
+NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a thin line a seed
+NAME_iqm.png          interquartile mean of the human-normalised score against the same, with intervals
+NAME_improvement.png  probability that a run beats a run of the reference encoder, with intervals
+NAME.md               the numbers at the end of the runs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from experiments.atari_run import shown
+from experiments.command import parse, user_errors
+from experiments.publish import RESULTS
+from experiments.race_results import CLOCKS, RaceRun, read_races
+from experiments.statistics import Estimate, bootstrap, interquartile_mean, probability_of_improvement
+from mnv4_rl.atari_scores import human_normalised
+from mnv4_rl.specs import check_positive
+
+SCORE_LABEL = "raw score, mean of the last 100 games"
+_BOOTSTRAP_NOTE = (
+    "IQM: interquartile mean of the human-normalised score (0 random play, 1 a human tester), seeds and games pooled. "
+    "Brackets: 95 % stratified-bootstrap intervals ({n_resamples} resamples, {n_seeds} seeds). Scores: mean of the "
+    "last 100 training games of each run; mean over seeds, with the lowest and the highest."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Make figures and a table from race CSVs."""
+
+    races: tuple[Path, ...]
+    """CSVs that race.py collected; together they must hold every encoder on every game with every seed."""
+    name: str
+    """Beginning of the names of all files written."""
+    reference: str = "nature"
+    """Encoder that the others are compared with."""
+    n_points: int = 100
+    """Points at which the curves are averaged."""
+    n_resamples: int = 2_000
+    """Bootstrap resamples of each interval."""
+    bootstrap_seed: int = 0
+    """Seed of the resampling."""
+    results_dir: Path = RESULTS
+    """Folder for the files."""
+
+
+@dataclass(frozen=True)
+class Races:
+    """Runs as a full matrix.
+
+    Attributes:
+        encoders: In the order of the files, the reference first.
+        games: In the order of the files.
+        seeds: Ascending.
+        runs: Every (encoder, game, seed).
+    """
+
+    encoders: tuple[str, ...]
+    games: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: dict[tuple[str, str, int], RaceRun]
+
+    def matrix(self, encoder: str, value: Callable[[RaceRun], float | np.ndarray]) -> np.ndarray:
+        """A value of each run of an encoder, (n_seeds, n_games) or, for values (n_points,), with these in front."""
+        rows = [[value(self.runs[encoder, game, seed]) for game in self.games] for seed in self.seeds]
+        stacked = np.array(rows, dtype=np.float64)  # (n_seeds, n_games, ...)
+        return stacked if stacked.ndim == 2 else np.moveaxis(stacked, -1, 0)
+
+
+def full_matrix(runs: Sequence[RaceRun], reference: str) -> Races:
+    """The runs, if none is missing and all are of one length.
+
+    Raises:
+        ValueError: Naming the missing runs, those that end elsewhere, or a reference that did not run.
+    """
+    found = {(run.encoder, run.game, run.seed): run for run in runs}
+    encoders = tuple(dict.fromkeys(run.encoder for run in runs))
+    games = tuple(dict.fromkeys(run.game for run in runs))
+    if reference not in encoders:
+        raise ValueError(f"The reference {reference!r} is not in the races; they have {', '.join(encoders)}.")
+    encoders = tuple(sorted(encoders, key=lambda encoder: encoder != reference))
+    seeds = tuple(sorted({run.seed for run in runs}))
+    wanted = [(encoder, game, seed) for encoder in encoders for game in games for seed in seeds]
+    missing = [f"{e} on {g} with seed {s}" for e, g, s in wanted if (e, g, s) not in found]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(wanted)} runs are missing: {'; '.join(missing)}. Run them first.")
+    check_lengths(runs)
+    return Races(encoders, games, seeds, found)
+
+
+def check_lengths(runs: Sequence[RaceRun]) -> None:
+    """Refuse to compare runs that were trained for different numbers of timesteps.
+
+    Raises:
+        ValueError: Naming the shortest and the longest.
+    """
+    by_length = sorted(runs, key=lambda run: run.clock("timesteps")[-1])
+    (short, end), (long, far_end) = ((run, run.clock("timesteps")[-1]) for run in (by_length[0], by_length[-1]))
+    if end != far_end:
+        raise ValueError(
+            f"Runs must be equally long: {short.encoder} on {short.game} has {end:,.0f} timesteps, "
+            f"{long.encoder} on {long.game} has {far_end:,.0f}."
+        )
+
+
+def normalised(game: str, scores: np.ndarray) -> np.ndarray:
+    """Raw scores of a game on the scale where random play is 0 and a human 1, the same shape.
+
+    Raises:
+        ValueError: For a game without reference scores.
+    """
+    values = [human_normalised(game, float(score)) for score in np.ravel(scores)]
+    if None in values:
+        raise ValueError(f"There are no human reference scores for {game}; report the games that have them.")
+    return np.array(values, dtype=np.float64).reshape(np.shape(scores))
+
+
+def common_grid(runs: Sequence[RaceRun], clock: str, n_points: int) -> np.ndarray:
+    """(n_points,) values of a clock that lie inside every one of the runs, so that no curve is extrapolated.
+
+    Raises:
+        ValueError: If one run ends before another has its first score.
+    """
+    start = max(run.clock(clock)[0] for run in runs)
+    end = min(run.clock(clock)[-1] for run in runs)
+    if end < start:
+        raise ValueError(f"One run ends at {end:,.0f} {clock}, before another has its first score at {start:,.0f}.")
+    return np.linspace(start, end, n_points)
+
+
+def final_scores(races: Races, encoder: str) -> np.ndarray:
+    """(n_seeds, n_games) raw scores at the end of the runs."""
+    return races.matrix(encoder, lambda run: float(run.scores[-1]))
+
+
+def final_normalised(races: Races, encoder: str) -> np.ndarray:
+    """(n_seeds, n_games) human-normalised scores at the end of the runs."""
+    return races.matrix(encoder, lambda run: float(normalised(run.game, run.scores[-1])))
+
+
+def iqm_curve(races: Races, encoder: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
+    """Clock values (n_points,) and the interquartile mean at each, (n_points,) with its interval."""
+    runs = [run for run in races.runs.values() if run.encoder == encoder]
+    grid = common_grid(runs, clock, config.n_points)
+    curves = races.matrix(encoder, lambda run: normalised(run.game, np.interp(grid, run.clock(clock), run.scores)))
+    return grid, estimate(config, interquartile_mean, curves)  # curves: (n_points, n_seeds, n_games)
+
+
+def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> Estimate:
+    """A statistic with its interval, resampled as the flags say."""
+    return bootstrap(statistic, *scores, n_resamples=config.n_resamples, seed=config.bootstrap_seed)
+
+
+def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: str) -> float | None:
+    """What an encoder needs to reach the reference's last score, as a share of what the reference needed in all.
+
+    Both are means over seeds.
+
+    Returns:
+        Under 1 if it is cheaper, None if it does not get there.
+    """
+    grid, scores = mean_curve(races, encoder, game, clock)
+    reference_grid, reference_scores = mean_curve(races, reference, game, clock)
+    reached = np.flatnonzero(scores >= reference_scores[-1])
+    return float(grid[reached[0]] / reference_grid[-1]) if reached.size else None
+
+
+def mean_curve(
+    races: Races, encoder: str, game: str, clock: str, n_points: int = 1000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clock values and the mean raw score over seeds at each, (n_points,) both."""
+    runs = [races.runs[encoder, game, seed] for seed in races.seeds]
+    grid = common_grid(runs, clock, n_points)
+    return grid, np.mean([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=0)
+
+
+def draw_scores(races: Races, path: Path) -> None:
+    """A row a game, a column a clock; thick the mean over seeds, thin the seeds."""
+    shape = (len(races.games), len(CLOCKS))
+    figure, axes = plt.subplots(*shape, figsize=(12, 3.5 * shape[0]), squeeze=False, sharey="row", layout="constrained")
+    for row, game in zip(axes, races.games, strict=True):
+        for axis, clock in zip(row, CLOCKS, strict=True):
+            for index, encoder in enumerate(races.encoders):
+                for seed in races.seeds:
+                    run = races.runs[encoder, game, seed]
+                    axis.plot(run.clock(clock), run.scores, color=f"C{index}", linewidth=0.6, alpha=0.5)
+                axis.plot(*mean_curve(races, encoder, game, clock), color=f"C{index}", label=encoder)
+            label_axis(axis, CLOCKS[clock], f"{game}: {SCORE_LABEL}" if clock == "timesteps" else "")
+    axes[0, 0].legend(frameon=False)
+    save(figure, path)
+
+
+def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
+    """Interquartile mean against each clock, with intervals."""
+    figure, axes = plt.subplots(1, len(CLOCKS), figsize=(12, 4), sharey=True, layout="constrained")
+    for axis, (clock, label) in zip(axes, CLOCKS.items(), strict=True):
+        for encoder in races.encoders:
+            grid, iqm = iqm_curve(races, encoder, clock, config)
+            axis.plot(grid, iqm.point, label=encoder)
+            axis.fill_between(grid, iqm.low, iqm.high, alpha=0.2)
+        label_axis(axis, label, "IQM of the human-normalised score" if clock == "timesteps" else "")
+    axes[0].legend(frameon=False)
+    save(figure, path)
+
+
+def draw_improvement(races: Races, config: ReportConfig, path: Path) -> None:
+    """Probability of improvement over the reference, an interval an encoder."""
+    others = races.encoders[1:]
+    figure, axis = plt.subplots(figsize=(6, 1 + 0.5 * max(1, len(others))), layout="constrained")
+    for index, encoder in enumerate(others):
+        better = improvement(races, encoder, config)
+        axis.plot([better.low, better.high], [index, index], linewidth=6, alpha=0.4, color="C0")
+        axis.plot(better.point, index, "o", color="C0")
+    axis.axvline(0.5, color="grey", linewidth=0.8)
+    axis.set(xlim=(-0.02, 1.02), yticks=range(len(others)), yticklabels=others)
+    label_axis(axis, f"P(a run beats a run of {config.reference})", "")
+    save(figure, path)
+
+
+def improvement(races: Races, encoder: str, config: ReportConfig) -> Estimate:
+    """Probability that a run of an encoder ends with a higher score than one of the reference."""
+    scores, baseline = final_scores(races, encoder), final_scores(races, config.reference)
+    return estimate(config, probability_of_improvement, scores, baseline)
+
+
+def label_axis(axis: Axes, x: str, y: str) -> None:
+    """Labels and a light grid."""
+    axis.set(xlabel=x, ylabel=y)
+    axis.grid(alpha=0.3)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure and let it go."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(races: Races, config: ReportConfig) -> str:
+    """The numbers at the end of the runs as markdown, an encoder a row."""
+    reference = config.reference
+    header = ["encoder", *races.games, "IQM", f"P(beats {reference})", "timesteps/CPU s"]
+    header += [f"CPU time to {reference}'s score, {game}" for game in races.games]
+    rows = [header, ["---"] * len(header)]
+    rows += [table_row(races, encoder, config) for encoder in races.encoders]
+    note = _BOOTSTRAP_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
+    sources = "Made from " + ", ".join(f"`{path.name}`" for path in config.races) + " by `experiments/report.py`."
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note, "", sources, ""])
+
+
+def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
+    """One encoder's cells."""
+    iqm = estimate(config, interquartile_mean, final_normalised(races, encoder))
+    speed = races.matrix(encoder, lambda run: run.clock("timesteps")[-1] / run.clock("cpu_seconds")[-1])
+    scores = final_scores(races, encoder).T  # (n_games, n_seeds)
+    cells = [encoder, *(f"{seeds.mean():.1f} ({seeds.min():.1f} to {seeds.max():.1f})" for seeds in scores)]
+    cells.append(with_interval(iqm))
+    is_reference = encoder == config.reference
+    cells.append("" if is_reference else with_interval(improvement(races, encoder, config)))
+    cells.append(f"{speed.mean():,.0f}")
+    for game in races.games:
+        share = cost_to_reach(races, encoder, game, "cpu_seconds", config.reference)
+        cells.append("1.00x" if is_reference else "not reached" if share is None else f"{share:.2f}x")
+    return cells
+
+
+def with_interval(value: Estimate) -> str:
+    """Such as 0.61 [0.50, 0.72]."""
+    return f"{value.point:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Read the races, write the figures and the table, and say where they are."""
+    config = parse(ReportConfig, args)
+    with user_errors():
+        check_positive(n_points=config.n_points, n_resamples=config.n_resamples)
+        races = full_matrix(read_races(config.races), config.reference)
+        text = table(races, config)  # before anything is written: it finds every fault of the data
+        config.results_dir.mkdir(parents=True, exist_ok=True)
+    base = config.results_dir / config.name
+    paths = [base.with_name(f"{config.name}{end}") for end in ("_scores.png", "_iqm.png", "_improvement.png", ".md")]
+    draw_scores(races, paths[0])
+    draw_iqm(races, config, paths[1])
+    draw_improvement(races, config, paths[2])
+    paths[3].write_text(text, encoding="utf-8")
+    print(text)
+    print("\n".join(shown(path) for path in paths))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Reports of races written by hand, whose every number can be counted."""
+
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.race_results import RaceRun, write_race
+from experiments.report import ReportConfig, common_grid, cost_to_reach, full_matrix, normalised
+
+# Pong's reference scores are -20.7 and 14.6, Breakout's 1.7 and 30.5.
+HUMAN, RANDOM = {"pong": 14.6, "breakout": 30.5}, {"pong": -20.7, "breakout": 1.7}
+
+
+def run_of(encoder, seed, final, game="pong", cpu_a_step=0.01, n_points=11, total=1000):
+    """A straight line from random play to ``final``, on the human-normalised scale."""
+    timesteps = np.linspace(0, total, n_points)
+    scores = RANDOM[game] + np.linspace(0, final, n_points) * (HUMAN[game] - RANDOM[game])
+    columns = (timesteps, 0.02 * timesteps, cpu_a_step * timesteps, scores)
+    return RaceRun(game, encoder, seed, np.stack(columns, axis=1))
+
+
+def two_encoders():
+    """rl_s ends twice as high as nature, at half the CPU time a timestep; seeds differ a little."""
+    return [
+        run
+        for game in ("pong", "breakout")
+        for seed in (0, 1, 2)
+        for run in (
+            run_of("nature", seed, 0.4 + seed / 100, game),
+            run_of("rl_s", seed, 0.8 + seed / 100, game, cpu_a_step=0.005),
+        )
+    ]
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_race(tmp_path / "race_r.csv", two_encoders(), ["commit: abc"])
+    return ReportConfig(races=(tmp_path / "race_r.csv",), name="r", n_points=5, n_resamples=200, results_dir=tmp_path)
+
+
+def flags(config):
+    places = ["--races", *map(str, config.races), "--name", "r", "--results-dir", str(config.results_dir / "out")]
+    return [*places, "--n-points", "5", "--n-resamples", "200"]
+
+
+def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
+    report.main(flags(config))
+    out, printed = config.results_dir / "out", capsys.readouterr().out
+    for name in ("r_scores.png", "r_iqm.png", "r_improvement.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG" and name in printed
+    header, _, nature, rl_s = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (out / "r.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    nature, rl_s = dict(zip(header, nature, strict=True)), dict(zip(header, rl_s, strict=True))
+    # 0.80 to 0.82 of the way from -20.7 to 14.6.
+    assert rl_s["pong"] == "7.9 (7.5 to 8.2)"
+    # Six runs, one dropped at either end: the mean of 0.80, 0.81, 0.81, 0.82 and of 0.40, 0.41, 0.41, 0.42.
+    assert rl_s["IQM"].startswith("0.81 [0.8") and nature["IQM"].startswith("0.41 [0.4")
+    assert rl_s["P(beats nature)"] == "1.00 [1.00, 1.00]" and nature["P(beats nature)"] == ""
+    assert (nature["timesteps/CPU s"], rl_s["timesteps/CPU s"]) == ("100", "200")
+    # Half way up at half the price.
+    assert rl_s["CPU time to nature's score, pong"] == "0.25x"
+
+
+def test_the_same_races_give_the_same_table(config):
+    races = full_matrix(two_encoders(), "nature")
+    assert report.table(races, config) == report.table(races, config)
+
+
+def test_iqm_curve_is_the_line_the_runs_are_on(config):
+    races = full_matrix(two_encoders(), "nature")
+    grid, iqm = report.iqm_curve(races, "rl_s", "cpu_seconds", config)
+    assert grid.tolist() == [0, 1.25, 2.5, 3.75, 5]
+    assert iqm.point == pytest.approx(np.linspace(0, 0.81, 5))
+    assert (iqm.low <= iqm.point + 1e-12).all() and (iqm.point <= iqm.high + 1e-12).all()
+
+
+def test_matrix_has_a_row_a_seed_and_a_column_a_game():
+    races = full_matrix(two_encoders(), "nature")
+    scores = report.final_normalised(races, "nature")
+    assert scores == pytest.approx(np.array([[0.40, 0.40], [0.41, 0.41], [0.42, 0.42]]))
+    assert races.encoders == ("nature", "rl_s") and races.games == ("pong", "breakout") and races.seeds == (0, 1, 2)
+
+
+def test_the_reference_comes_first():
+    assert full_matrix(two_encoders(), "rl_s").encoders == ("rl_s", "nature")
+
+
+def test_missing_seeds_are_an_error_that_names_them():
+    runs = [run for run in two_encoders() if (run.encoder, run.game, run.seed) != ("rl_s", "breakout", 2)]
+    with pytest.raises(ValueError, match=r"1 of 12 runs are missing: rl_s on breakout with seed 2\. Run"):
+        full_matrix(runs, "nature")
+
+
+def test_runs_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="nature on pong has 500 timesteps, rl_s on pong has 1,000"):
+        full_matrix([run_of("nature", 0, 0.4, total=500), run_of("rl_s", 0, 0.8)], "nature")
+
+
+def test_unknown_reference_lists_the_known():
+    with pytest.raises(ValueError, match="'impala' is not in the races; they have nature, rl_s"):
+        full_matrix(two_encoders(), "impala")
+
+
+def test_curves_are_never_extrapolated():
+    late = RaceRun("pong", "a", 0, np.array([[5.0, 1, 1, 0], [20, 2, 2, 1]]))
+    early = RaceRun("pong", "a", 1, np.array([[0.0, 1, 1, 0], [10, 2, 2, 1]]))
+    assert common_grid([late, early], "timesteps", 3).tolist() == [5, 7.5, 10]
+    after = RaceRun("pong", "a", 2, np.array([[11.0, 1, 1, 0], [12, 2, 2, 1]]))
+    with pytest.raises(ValueError, match="ends at 10 timesteps, before another has its first score at 11"):
+        common_grid([early, after], "timesteps", 3)
+
+
+def test_cost_to_reach_is_none_for_an_encoder_that_never_gets_there():
+    races = full_matrix(two_encoders(), "rl_s")
+    assert cost_to_reach(races, "nature", "pong", "cpu_seconds", "rl_s") is None
+    assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_game_without_reference_scores_is_refused():
+    assert normalised("pong", np.array([[-20.7, 14.6]])) == pytest.approx(np.array([[0.0, 1.0]]))
+    with pytest.raises(ValueError, match="no human reference scores for adventure"):
+        normalised("adventure", np.array(1.0))
+
+
+def test_faulty_races_leave_existing_files_alone(config, capsys):
+    report.main(flags(config))
+    out = config.results_dir / "out"
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    write_race(config.races[0], [run for run in two_encoders() if run.seed or run.encoder == "nature"], [])
+    with pytest.raises(SystemExit) as refused:
+        report.main(flags(config))
+    assert refused.value.code == 2
+    assert "runs are missing" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+def test_one_encoder_alone_is_reported_too(config):
+    write_race(config.races[0], [run_of("nature", 0, 0.5)], [])
+    report.main(flags(config))
+    assert "| nature |" in (config.results_dir / "out" / "r.md").read_text()
