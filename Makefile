@@ -12,7 +12,7 @@ ENCODER ?= rl_s
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train test test-slow golden lint format clean
+.PHONY: help install train benchmark test test-slow golden lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +28,9 @@ install: $(STAMP)  ## Create .venv and install everything the commands below nee
 
 train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=200000 SEED=0 ENCODER=rl_s ALGO=ppo
 	$(PY) experiments/atari_$(ALGO).py --game $(GAME) --total-timesteps $(TIMESTEPS) --seed $(SEED) --encoder $(ENCODER) $(ARGS)
+
+benchmark: $(STAMP)  ## Measure encoders and training against NatureCNN and plain SB3; run it with nothing else running
+	$(PY) experiments/benchmark.py $(ARGS)
 
 test: $(STAMP)  ## The default tests (under 10 minutes on 2 cores)
 	$(PY) -m pytest -m "not slow"
