@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 from agents.encoders import policy_kwargs
 from agents.ppo import PPOHyperparameters
-from agents.training import sigterm_as_interrupt
 from experiments.atari_run import check_device, shown
-from experiments.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.command import INTERRUPTED_CODE, parse, sigterm_as_interrupt, user_errors
 from experiments.publish import RESULTS, provenance, read_run
 from experiments.race_results import RaceRun, write_race
 from mnv4_rl.atari_games import resolve_game
