@@ -84,7 +84,8 @@ def read_run(run: Path, points: int) -> Curve:
 
 def provenance(run: Path) -> tuple[str, ...]:
     """The command, with paths of the machine left out, and the versions."""
-    words = shlex.split((run / "command.txt").read_text(encoding="utf-8"))[1:]
+    # A resumed run has a line for every session; the first says what was trained.
+    words = shlex.split((run / "command.txt").read_text(encoding="utf-8").splitlines()[0])[1:]
     words[0] = f"experiments/{Path(words[0]).name}"
     if "--run-dir" in words:
         at = words.index("--run-dir")

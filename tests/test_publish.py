@@ -12,6 +12,7 @@ def run(tmp_path):
     (folder / "config.yml").write_text("{game: pong, algo: ppo, encoder: rl_s, seed: 3}")
     (folder / "command.txt").write_text(
         "/usr/bin/python /home/me/experiments/atari_ppo.py --run-dir /home/me/x --seed 3\n"
+        "/usr/bin/python /home/me/experiments/atari_ppo.py --resume /home/me/x\n"
     )
     (folder / "versions.txt").write_text("python: 3.11.7\ncommit: abc\n")
     lines = ["rollout/ep_rew_mean,time/total_timesteps,time/wall_seconds,time/cpu_seconds", ",1024,1,1"]
