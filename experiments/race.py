@@ -2,8 +2,9 @@
 
 python experiments/race.py --name pong --encoders nature rl_s --games pong --seeds 0 1 2 --jobs 2
 
-Started again after it was stopped or killed, a race keeps the runs that finished and restarts the others. Runs share
-the machine, so compare them on ``cpu_seconds``, the CPU time of each run's own process.
+Started again after it was stopped or killed, a race keeps the runs that finished; the others go on at their newest
+checkpoint, or start again without one. Runs share the machine, so compare them on ``cpu_seconds``, the CPU time of each
+run's own process.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from agents.checkpoint import newest_checkpoint
 from agents.encoders import policy_kwargs
 from agents.ppo import PPOHyperparameters
 from experiments.atari_run import check_device, shown
@@ -101,7 +103,9 @@ class Run:
         return self.folder.with_suffix(".log")
 
     def command(self) -> list[str]:
-        """The command line that trains this run."""
+        """The command line that trains this run: on from its newest checkpoint where it has one."""
+        if newest_checkpoint(self.folder):
+            return [sys.executable, str(_PPO_COMMAND), "--resume", str(self.folder)]
         flat = {key: value for key, value in self.settings.items() if key != "ppo"}
         flat |= {f"ppo.{key}": value for key, value in self.settings["ppo"].items()}
         flags = [word for key, value in flat.items() for word in (f"--{key.replace('_', '-')}", str(value))]
@@ -117,8 +121,12 @@ class Run:
         return max((int(value) for value in logged if value.isdigit()), default=0)  # a row may be half written
 
     def finished(self) -> bool:
-        """Whether all timesteps are trained and the model saved; an interrupted run saves one too, but earlier."""
-        return (self.folder / "model.zip").is_file() and self.timesteps() >= self.settings["total_timesteps"]
+        """Whether all timesteps are logged and their result saved; a run that was stopped saves, but earlier ones."""
+        total = self.settings["total_timesteps"]
+        if self.timesteps() < total:
+            return False
+        checkpoint = newest_checkpoint(self.folder)
+        return (self.folder / "model.zip").is_file() or (checkpoint is not None and int(checkpoint.name) >= total)
 
 
 def plan(config: RaceConfig) -> list[Run]:
@@ -200,14 +208,13 @@ def lock_folder(folder: Path) -> IO[str]:
 
 
 def start(run: Run, lock: IO[str]) -> subprocess.Popen[bytes]:
-    """Start a run from its beginning, what is left of a broken one removed."""
-    if run.folder.exists():
+    """Start a run or go on with it; what a run without a checkpoint left is removed."""
+    command = run.command()
+    if "--resume" not in command and run.folder.exists():
         shutil.rmtree(run.folder)
-    with run.log.open("wb") as log:
+    with run.log.open("ab") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then stops the runs in order.
-        return subprocess.Popen(
-            run.command(), stdout=log, stderr=log, start_new_session=True, pass_fds=(lock.fileno(),)
-        )
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock.fileno(),))
 
 
 def train_all(runs: list[Run], jobs: int, lock: IO[str]) -> list[Run]:

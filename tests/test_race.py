@@ -19,6 +19,10 @@ STAND_IN = """
 import json, pathlib, sys, time
 words = sys.argv[1:]
 flags = dict(zip((w[2:].replace("-", "_") for w in words[::2]), words[1::2]))
+if "resume" in flags:
+    folder = pathlib.Path(flags["resume"])
+    (folder / "model.zip").write_text("weights of a resumed run")
+    sys.exit()
 folder, total = pathlib.Path(flags.pop("run_dir")), int(flags["total_timesteps"])
 folder.mkdir()
 numbers = {k: v if k in ("game", "encoder", "device") else json.loads(v) for k, v in flags.items()}
@@ -98,6 +102,26 @@ def test_finished_runs_are_kept_and_broken_ones_restart(tmp_path, stand_in):
     assert after["pong__nature__s0"] == before["pong__nature__s0"]
     assert after["pong__rl_s__s0"] > before["pong__rl_s__s0"]
     assert len(read_races([tmp_path / "results" / "race_r.csv"])) == len(after) == 4
+
+
+def test_a_broken_run_with_a_checkpoint_goes_on_from_it(tmp_path, stand_in, monkeypatch):
+    race.main(flags(tmp_path))
+    before, broken = started(tmp_path), tmp_path / "races" / "r" / "pong__rl_s__s0"
+    (broken / "model.zip").unlink()
+    monkeypatch.setattr(race, "newest_checkpoint", lambda folder: broken / "49" if folder == broken else None)
+    race.main(flags(tmp_path))
+    assert started(tmp_path) == before
+    assert (broken / "model.zip").read_text() == "weights of a resumed run"
+
+
+def test_a_last_checkpoint_is_as_good_as_a_saved_model(tmp_path, monkeypatch):
+    """The command refuses to resume a run that has trained all its timesteps."""
+    run = race.plan(race.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "progress.csv").write_text("time/total_timesteps\n50\n")
+    for name, finished in (("49", False), ("52", True)):
+        monkeypatch.setattr(race, "newest_checkpoint", lambda folder, name=name: folder / name)
+        assert run.finished() == finished
 
 
 def test_a_saved_model_alone_does_not_make_a_run_finished(tmp_path, stand_in):
