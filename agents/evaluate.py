@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch as th
 from scipy import stats
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -49,10 +52,20 @@ class Evaluation:
         return {**asdict(self), "games": len(self.scores)}
 
     def __str__(self) -> str:
+        if len(self.scores) == 1:
+            return f"{self.mean:.1f} in a single game"
         return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}] over {len(self.scores)} games"
 
 
-def evaluate(model: BaseAlgorithm, env: VecEnv, n_games: int, deterministic: bool = False) -> Evaluation:
+def evaluate(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    n_games: int,
+    deterministic: bool = False,
+    *,
+    seed: int = 0,
+    on_game: Callable[[float], None] | None = None,
+) -> Evaluation:
     """Play whole games and return their raw scores.
 
     Each environment plays an equal share of the games: taking whichever games end first would favour short ones.
@@ -63,6 +76,8 @@ def evaluate(model: BaseAlgorithm, env: VecEnv, n_games: int, deterministic: boo
         env: Environments that report whole games in ``info["episode"]``.
         n_games: Games in all, rounded up to a multiple of the environments.
         deterministic: Take the likeliest action instead of sampling.
+        seed: Seed of the sampled actions; a training under way keeps its own random numbers.
+        on_game: Called with each score when its game ends.
 
     Raises:
         ValueError: For fewer than one game.
@@ -70,11 +85,36 @@ def evaluate(model: BaseAlgorithm, env: VecEnv, n_games: int, deterministic: boo
     check_positive(n_games=n_games)
     share = -(-n_games // env.num_envs)
     scores: list[list[float]] = [[] for _ in range(env.num_envs)]
-    observations = env.reset()
-    while any(len(done) < share for done in scores):
-        actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
-        observations, _, _, infos = env.step(actions)
-        for done, info in zip(scores, infos, strict=True):
-            if "episode" in info and len(done) < share:
-                done.append(float(info["episode"]["r"]))
+    with own_randomness(model, seed):
+        observations = env.reset()
+        while any(len(done) < share for done in scores):
+            actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
+            observations, _, _, infos = env.step(actions)
+            for done, info in zip(scores, infos, strict=True):
+                if "episode" in info and len(done) < share:
+                    done.append(float(info["episode"]["r"]))
+                    if on_game is not None:
+                        on_game(done[-1])
     return Evaluation.of([score for done in scores for score in done])
+
+
+@contextmanager
+def own_randomness(model: BaseAlgorithm, seed: int) -> Iterator[None]:
+    """Sample a model's actions from freshly seeded generators inside, and find the old ones unchanged outside.
+
+    Without it, a look at the agent during training would change the rest of the training.
+
+    Args:
+        model: The model whose actions are sampled: PPO draws from PyTorch, DQN's epsilon from numpy and its space.
+        seed: Seed of all three inside.
+    """
+    numpy_state, space_state = np.random.get_state(), model.action_space.np_random.bit_generator.state
+    try:
+        with th.random.fork_rng():
+            th.manual_seed(seed)
+            np.random.seed(seed)
+            model.action_space.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        model.action_space.np_random.bit_generator.state = space_state

@@ -126,7 +126,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = path.expanduser() / "config.yml"
     if not config.is_file():
-        raise ValueError(f"{path} holds no run to resume: there is no config.yml in it.")
+        raise ValueError(f"{path} holds no run: there is no config.yml in it.")
     try:
         data = yaml.safe_load(config.read_bytes())
     except yaml.YAMLError as error:

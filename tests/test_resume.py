@@ -261,7 +261,7 @@ def test_flags_that_a_run_cannot_change_are_refused(pong, flags, message, capsys
 def test_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
     with pytest.raises(SystemExit):
         atari_ppo.main(["--resume", str(tmp_path)])
-    assert "holds no run to resume: there is no config.yml" in capsys.readouterr().err
+    assert "holds no run: there is no config.yml" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
