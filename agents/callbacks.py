@@ -1,15 +1,6 @@
 """What a run logs beside SB3's own keys, and the progress bar. One class a concern, each rate-limited and cheap.
 
-score/game                  raw score of each whole game, at the timestep it ended
-time/env_fraction           share of wall time spent stepping the emulators
-time/learner_fraction       share spent in gradient updates (the rest is the policy choosing actions)
-time/wall_seconds           seconds of training, over all sessions of a resumed run
-time/cpu_seconds            CPU seconds of the process, all threads, over all sessions
-encoder/std_<block>         standard deviation of a block's output over recent observations
-encoder/feature_std         the same for the features
-encoder/dormant_fraction    share of features whose mean size is under 2.5 % of the average (ReDo, arXiv:2302.12902)
-encoder/weight_norm         L2 norm of the encoder's weights
-encoder/grad_norm           L2 norm of the encoder's last gradient
+docs/tensorboard.md defines every key.
 """
 
 from __future__ import annotations
@@ -20,10 +11,12 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import psutil
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor, nn
@@ -33,6 +26,7 @@ from agents.training_state import Clock
 from mnv4_rl.network import Network
 
 DORMANT_THRESHOLD = 0.025
+TIME_SPLIT_SECONDS = 1.0  # shares are of at least so long: off-policy rollouts last milliseconds
 
 
 class EnvTimer(VecEnvWrapper):
@@ -71,7 +65,7 @@ class ProgressBar(BaseCallback):
         self._bar: tqdm | None = None
 
     def _on_training_start(self) -> None:
-        total = self.model._total_timesteps
+        total = self.locals["total_timesteps"]  # of the whole run, a resumed one's past included
         pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
         self._bar = tqdm(
             total=total, initial=self.num_timesteps, unit="step", smoothing=0.05, mininterval=pause, dynamic_ncols=True
@@ -105,7 +99,9 @@ class GameScores(BaseCallback):
 
 
 class TimeSplit(BaseCallback):
-    """Where the wall time goes: emulators, policy, learner; and the process's own CPU time.
+    """Where the wall time goes: emulators, policy, learner, optimiser; and the process's own CPU time.
+
+    What other callbacks do at a rollout's end counts as theirs, not the learner's, if this one is the last in the list.
 
     Args:
         timer: The environments.
@@ -117,8 +113,24 @@ class TimeSplit(BaseCallback):
         self._timer, self._clock = timer, clock
 
     def _on_training_start(self) -> None:
-        self._mark, self._env_mark, self._learner_seconds = time.perf_counter(), self._timer.seconds, 0.0
+        self._mark, self._env_mark = time.perf_counter(), self._timer.seconds
+        self._learner_seconds = self._optimiser_seconds = 0.0
         self._rollout_end: float | None = None
+        optimiser: Any = self.model.policy.optimizer
+        self._hooks = [
+            optimiser.register_step_pre_hook(self._before_optimiser),
+            optimiser.register_step_post_hook(self._after_optimiser),
+        ]
+
+    def _on_training_end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before_optimiser(self, *_: Any) -> None:
+        self._optimiser_start = time.perf_counter()
+
+    def _after_optimiser(self, *_: Any) -> None:
+        self._optimiser_seconds += time.perf_counter() - self._optimiser_start
 
     def _on_rollout_start(self) -> None:
         if self._rollout_end is not None:  # updates ran since the last rollout
@@ -132,11 +144,30 @@ class TimeSplit(BaseCallback):
         self.logger.record("time/wall_seconds", self._clock.wall_seconds)
         self.logger.record("time/cpu_seconds", self._clock.cpu_seconds)
         elapsed = now - self._mark
-        if elapsed < 1:  # off-policy rollouts last milliseconds
+        if elapsed < TIME_SPLIT_SECONDS:
             return
         self.logger.record("time/env_fraction", (self._timer.seconds - self._env_mark) / elapsed)
         self.logger.record("time/learner_fraction", self._learner_seconds / elapsed)
-        self._mark, self._env_mark, self._learner_seconds = now, self._timer.seconds, 0.0
+        self.logger.record("time/optimiser_fraction", self._optimiser_seconds / elapsed)
+        self._mark, self._env_mark = now, self._timer.seconds
+        self._learner_seconds = self._optimiser_seconds = 0.0
+
+
+class MemoryUse(BaseCallback):
+    """Resident memory of the process, and how full the replay buffer of an off-policy algorithm is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = psutil.Process()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.logger.record("time/resident_mib", self._process.memory_info().rss / 2**20)
+        if isinstance(self.model, OffPolicyAlgorithm) and self.model.replay_buffer is not None:
+            replay = self.model.replay_buffer
+            self.logger.record("replay/transitions", replay.size() * replay.n_envs)
 
 
 class EncoderHealth(BaseCallback):
@@ -150,8 +181,10 @@ class EncoderHealth(BaseCallback):
     def __init__(self, every_timesteps: int = 10_000, n_observations: int = 256) -> None:
         super().__init__()
         self._every, self._n_observations = every_timesteps, n_observations
-        self._next = every_timesteps
         self._recent: deque[np.ndarray] = deque(maxlen=n_observations)
+
+    def _on_training_start(self) -> None:
+        self._looks = self.num_timesteps // self._every  # a resumed run goes on at the same marks
 
     def _on_step(self) -> bool:
         # Spread over the interval, so that neighbours in time do not make up the whole batch.
@@ -160,9 +193,9 @@ class EncoderHealth(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.num_timesteps < self._next or not self._recent:
+        if self.num_timesteps // self._every == self._looks or not self._recent:
             return
-        self._next = self.num_timesteps + self._every
+        self._looks = self.num_timesteps // self._every
         for name, value in encoder_health(self.model, np.stack(self._recent)).items():
             self.logger.record(f"encoder/{name}", value)
 
@@ -186,19 +219,22 @@ def encoder_health(model: BaseAlgorithm, observations: np.ndarray) -> dict[str, 
         observations: (N, C, H, W) as the environment returns them.
 
     Returns:
-        Name -> value; the names are explained at the top of this module.
+        Name -> value; docs/tensorboard.md explains the names.
     """
     encoder = encoder_of(model)
     values: dict[str, float] = {}
     hooks = [block.register_forward_hook(_std_hook(values, name)) for name, block in _blocks(encoder)]
-    tensor = model.policy.obs_to_tensor(observations)[0]
-    features = model.policy.extract_features(tensor, encoder)  # type: ignore[arg-type]
-    for hook in hooks:
-        hook.remove()
+    try:
+        tensor = model.policy.obs_to_tensor(observations)[0]
+        features = model.policy.extract_features(tensor, encoder)  # type: ignore[arg-type]  # (N, features_dim)
+    finally:
+        for hook in hooks:
+            hook.remove()
     sizes = features.abs().mean(0)  # (features_dim,)
     values["feature_std"] = float(features.std())
+    values["feature_norm"] = float(features.norm(dim=1).mean())
     values["dormant_fraction"] = float((sizes < DORMANT_THRESHOLD * sizes.mean()).float().mean())
-    values["weight_norm"] = _norm([p for p in encoder.parameters()])
+    values["weight_norm"] = _norm(list(encoder.parameters()))
     values["grad_norm"] = _norm([p.grad for p in encoder.parameters() if p.grad is not None])
     return values
 

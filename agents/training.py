@@ -11,16 +11,17 @@ from threading import Event
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
 
-from agents.callbacks import EncoderHealth, EnvTimer, GameScores, ProgressBar, TimeSplit, recent_score
+from agents.callbacks import EncoderHealth, EnvTimer, GameScores, MemoryUse, ProgressBar, TimeSplit, recent_score
 from agents.checkpoint import REPLAY, drop_checkpoints_after, newest_checkpoint, read_state, restore_model
-from agents.evaluate import Evaluation, evaluate
+from agents.evaluate import Evaluation
+from agents.evaluation_log import PeriodicEvaluation, evaluate_and_log
 from agents.guards import FiniteGuard, NonFiniteError, check_features, check_finite
 from agents.run_folder import RunFolder
 from agents.run_logs import open_logs, rewind_logs
 from agents.sessions import CheckpointPlan, Checkpoints, RefillReplay, stop_on_signals
 from agents.training_state import Clock, State, restore_counters
+from mnv4_rl.atari import AtariVecEnv
 
 _SEED_LIMIT = 2**30
 
@@ -33,11 +34,13 @@ class Plan:
         total_timesteps: Agent timesteps of the whole run.
         evaluation_games: Whole games after training, 0 for none.
         checkpoints: When to write checkpoints.
+        eval_every: Agent timesteps between evaluations during training, each of as many games; 0 for none.
     """
 
     total_timesteps: int
     evaluation_games: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
+    eval_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def train(
     timer: EnvTimer,
     run: RunFolder,
     plan: Plan,
-    evaluation_env: Callable[[], VecEnv],
+    evaluation_env: Callable[[], AtariVecEnv],
     resume: Resume | None = None,
 ) -> Outcome:
     """Train a model, save it, and play whole games with it.
@@ -116,7 +119,7 @@ def train(
         timer: The environment, wrapped for the time split.
         run: Where everything goes.
         plan: How long to train, and what to leave behind.
-        evaluation_env: Makes the environment for the final games.
+        evaluation_env: Makes the environment for evaluations.
         resume: Where to go on, from :func:`rewind`; None for a new run.
 
     Returns:
@@ -129,12 +132,13 @@ def train(
     model.set_logger(open_logs(run, None if resume is None else done))
     started = time.perf_counter()
     try:
-        finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, resume)
+        finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, evaluation_env, resume)
         seconds = time.perf_counter() - started
         run.save_model(model)
         evaluation = None
         if finished and plan.evaluation_games:
-            evaluation = _final_evaluation(model, run, evaluation_env, plan.evaluation_games)
+            evaluation = evaluate_and_log(model, evaluation_env, plan.evaluation_games)
+            run.write_evaluation(evaluation.to_dict())
     finally:
         model.logger.close()
     speed = (model.num_timesteps - done) / seconds
@@ -156,19 +160,22 @@ def go_on(model: BaseAlgorithm, resume: Resume) -> None:
         model.env.seed((model.seed + resume.timesteps) % _SEED_LIMIT)
 
 
-def _learn(model: BaseAlgorithm, timer: EnvTimer, run: RunFolder, plan: Plan, resume: Resume | None) -> bool:
+def _learn(
+    model: BaseAlgorithm,
+    timer: EnvTimer,
+    run: RunFolder,
+    plan: Plan,
+    evaluation_env: Callable[[], AtariVecEnv],
+    resume: Resume | None,
+) -> bool:
     """Train to the end, or to the first Ctrl-C or SIGTERM."""
     stop, bar, state = Event(), ProgressBar(), resume.state if resume else {}
     clock = Clock(state.get("wall_seconds", 0.0), state.get("cpu_seconds", 0.0))
     checkpoints = Checkpoints(run, plan.checkpoints, clock, stop, state or None)
-    callbacks: list[BaseCallback] = [
-        FiniteGuard(),
-        checkpoints,
-        bar,
-        GameScores(),
-        TimeSplit(timer, clock),
-        EncoderHealth(),
-    ]
+    callbacks: list[BaseCallback] = [FiniteGuard(), checkpoints, bar, GameScores(), MemoryUse(), EncoderHealth()]
+    if plan.eval_every:
+        callbacks.append(PeriodicEvaluation(evaluation_env, plan.evaluation_games, plan.eval_every))
+    callbacks.append(TimeSplit(timer, clock))
     if needs_refill(model, resume):
         callbacks.append(RefillReplay(model.learning_starts))  # type: ignore[attr-defined]
     try:
@@ -206,18 +213,3 @@ def needs_refill(model: BaseAlgorithm, resume: Resume | None) -> bool:
     if not isinstance(model, OffPolicyAlgorithm) or resume is None or resume.checkpoint is None:
         return False
     return not (resume.checkpoint / REPLAY).is_file()
-
-
-def _final_evaluation(
-    model: BaseAlgorithm, run: RunFolder, evaluation_env: Callable[[], VecEnv], n_games: int
-) -> Evaluation:
-    env = evaluation_env()
-    try:
-        evaluation = evaluate(model, env, n_games)
-    finally:
-        env.close()
-    run.write_evaluation(evaluation.to_dict())
-    model.logger.name_to_value.clear()  # losses of the last update: this timestep's points are written already
-    model.logger.record("eval/mean_reward", evaluation.mean)
-    model.logger.dump(model.num_timesteps)
-    return evaluation

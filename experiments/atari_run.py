@@ -52,6 +52,8 @@ class AtariConfig:
     """CPU threads of PyTorch and of the emulators; all cores by default."""
     evaluation_games: int = 30
     """Whole games played by the final model; 0 for none."""
+    eval_every: int = 0
+    """Agent timesteps between evaluations during training, each of --evaluation-games games; 0 for none."""
     checkpoint_every: int = 50_000
     """Agent timesteps between two checkpoints; 0 writes one only when the run ends or is stopped."""
     keep_checkpoints: int = 3
@@ -145,7 +147,7 @@ def train_session(config: AtariConfig, session: Session, run: RunFolder, checkpo
             session.model,
             session.timer,
             run,
-            Plan(config.total_timesteps, config.evaluation_games, checkpoints),
+            Plan(config.total_timesteps, config.evaluation_games, checkpoints, config.eval_every),
             lambda: make_atari_env(config.game, n_envs, config.seed + 10_000),
             session.resume,
         )
@@ -167,9 +169,11 @@ def check_config(config: AtariConfig) -> None:
     check_positive(
         total_timesteps=config.total_timesteps, n_envs=config.n_envs, keep_checkpoints=config.keep_checkpoints
     )
-    for name in ("evaluation_games", "checkpoint_every"):
+    for name in ("evaluation_games", "eval_every", "checkpoint_every"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
+    if config.eval_every and not config.evaluation_games:
+        raise ValueError(f"eval_every={config.eval_every} needs games to play; give evaluation_games too, not 0.")
     check_device(config.device)
 
 

@@ -96,6 +96,7 @@ def test_folder_with_a_run_is_refused_and_left_alone(run, capsys):
         (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--device", "cuda:99"], "CUDA devices here"),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
+        (["--eval-every", "9", "--evaluation-games", "0"], "eval_every=9 needs games to play"),
         (["--evaluation-games", "-1"], "evaluation_games must be at least 0, got -1"),
         (["--ppo.schedule-timesteps", "0"], "schedule_timesteps must be"),
     ],
