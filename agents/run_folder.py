@@ -136,6 +136,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return data
 
 
+def replayable_command(run: Path) -> str:
+    """The command that started a run, for others to repeat: no interpreter and no folders of the machine it ran on.
+
+    A resumed run has a line for every session; the first says what was trained.
+    """
+    words = shlex.split((run / "command.txt").read_text(encoding="utf-8").splitlines()[0])[1:]
+    words[0] = f"experiments/{Path(words[0]).name}"
+    for flag in ("--run-dir", "--result-file"):
+        if flag in words:
+            at = words.index(flag)
+            del words[at : at + 2]
+    return shlex.join(["python", *words])
+
+
 def versions() -> dict[str, str]:
     """Python, packages, machine, and the commit of this checkout ("+changes" where it is not clean)."""
     found = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

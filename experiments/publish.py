@@ -6,7 +6,6 @@ python experiments/publish.py --runs runs/pong__ppo__rl_s__s0 --name pong_ppo_rl
 from __future__ import annotations
 
 import csv
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from agents.run_folder import replayable_command
 from experiments.command import parse, user_errors
 from mnv4_rl.specs import check_positive
 
@@ -84,14 +84,8 @@ def read_run(run: Path, points: int) -> Curve:
 
 def provenance(run: Path) -> tuple[str, ...]:
     """The command, with paths of the machine left out, and the versions."""
-    # A resumed run has a line for every session; the first says what was trained.
-    words = shlex.split((run / "command.txt").read_text(encoding="utf-8").splitlines()[0])[1:]
-    words[0] = f"experiments/{Path(words[0]).name}"
-    if "--run-dir" in words:
-        at = words.index("--run-dir")
-        del words[at : at + 2]
     versions = (run / "versions.txt").read_text(encoding="utf-8").split("\n")
-    return (f"command: python {shlex.join(words)}", *(line for line in versions if line))
+    return (f"command: {replayable_command(run)}", *(line for line in versions if line))
 
 
 def write_csv(curve: Curve, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_saved_model_loads_and_plays(run):
 def test_evaluation_is_of_whole_games(run):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["games"] == len(evaluation["scores"]) == 1
+
+
+def test_run_stopped_in_its_evaluation_only_evaluates_when_resumed(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "evaluation.json").unlink()
+    atari_ppo.main(["--resume", str(copy)])
+    assert json.loads((copy / "evaluation.json").read_text())["games"] == 1
+    assert (copy / "progress.csv").read_text() == (run / "progress.csv").read_text()
 
 
 def test_folder_with_a_run_is_refused_and_left_alone(run, capsys):

@@ -33,14 +33,14 @@ TINY = ["--n-envs", "2", "--ppo.n-steps", "8", "--ppo.batch-size", "16", "--ppo.
 TINY += ["--encoder", "nature", "--evaluation-games", "0", "--device", "cpu"]
 
 
-def session(folder, resume=False, total=TOTAL, every=16, keep=100, model=None, checkpoints=None, games=0):
+def session(folder, resume=False, total=TOTAL, every=16, keep=100, model=None, checkpoints=None):
     """Train as the commands do, on the tiny environment."""
     with RunFolder(folder, resume) as run:
         start = rewind(run) if resume else None
         model = model or tiny_ppo(total)
         if start is not None:
             go_on(model, start)
-        plan = Plan(total, games, checkpoints or CheckpointPlan(every, keep))
+        plan = Plan(total, 0, checkpoints or CheckpointPlan(every, keep))
         outcome = train(model, model.env, run, plan, tiny_env, start)
         run.describe({"algo": "ppo"})
     return model, outcome
@@ -129,23 +129,6 @@ def test_longer_run_extends_a_finished_one(whole, tmp_path):
     model, outcome = session(run, resume=True, total=TOTAL + 32)
     assert outcome.timesteps == TOTAL + 32 and model._total_timesteps == TOTAL + 32
     assert len(read_rows(run / "progress.csv")) == TOTAL // 16 + 2
-
-
-def test_run_killed_in_its_evaluation_only_evaluates(whole, tmp_path):
-    run = stopped_at(whole[1], TOTAL, tmp_path / "run")
-    model, outcome = session(run, resume=True, games=2)
-    assert outcome.finished and outcome.evaluation is not None and len(outcome.evaluation.scores) == 2
-    assert model._n_updates == whole[0]._n_updates
-    rows = read_rows(run / "progress.csv")
-    assert [int(row[STEP]) for row in rows] == [16, 32, 48, 64, 80, 96]
-    assert float(rows[-1]["eval/mean_reward"]) == outcome.evaluation.mean
-
-
-def test_evaluation_joins_the_last_row(tmp_path):
-    session(tmp_path / "run", total=32, games=2)
-    rows = read_rows(tmp_path / "run" / "progress.csv")
-    assert [int(row[STEP]) for row in rows] == [16, 32]
-    assert rows[0]["eval/mean_reward"] == "" and rows[1]["eval/mean_reward"] and rows[1]["rollout/ep_rew_mean"]
 
 
 class Stop(BaseCallback):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch as th
 
-from agents.run_folder import RunFolder
+from agents.run_folder import RunFolder, replayable_command
 from experiments.atari_run import shown
 from experiments.classification.config import OF_THE_SESSION, ClassifyConfig, check_only_session, read_config, to_yaml
 from experiments.classification.images import Dataset
@@ -158,8 +158,7 @@ def _origin(folder: Path) -> dict[str, str]:
     """Commit and command that started the run, from its folder: a resumed run is still that run."""
     lines = (folder / "versions.txt").read_text(encoding="utf-8").splitlines()
     known = dict(line.split(": ", 1) for line in lines)
-    flags = shlex.split((folder / "command.txt").read_text(encoding="utf-8"))[2:]  # after the interpreter and script
-    return {"commit": known["commit"], "command": shlex.join(["python", "experiments/classify.py", *flags])}
+    return {"commit": known["commit"], "command": replayable_command(folder)}
 
 
 def _parameters(run: ClassificationRun) -> int:
