@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch as th
@@ -119,7 +120,7 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
     try:
         model.set_parameters(str(path), exact_match=True, device=model.device)
     except (*_REFUSED, OSError, UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(str(error), 300) or type(error).__name__  # PyTorch lists every tensor that does not fit
         raise ValueError(f"{path} cannot give its weights to this {type(model).__name__}: {reason}") from error
     check_finite(model)
 
