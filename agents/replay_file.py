@@ -11,6 +11,9 @@ import numpy as np
 from mnv4_rl.replay import AtariReplayBuffer
 
 _ROWS = ("actions", "rewards", "dones", "timeouts")
+# Of the frames' store: what its own pickling keeps, but for scratch space.
+_ARRAYS = ("ring", "side", "_newest_stacks", "_newest_ids")
+_NUMBERS = ("n_envs", "stack", "n_rows", "step", "_n_side_used", "_n_side")
 
 
 def write_replay(buffer: Any, file: BinaryIO) -> None:
@@ -25,8 +28,8 @@ def write_replay(buffer: Any, file: BinaryIO) -> None:
     arrays |= {"ids": buffer.observations._ids[:used], "next_ids": buffer.next_observations._ids[:used]}
     arrays |= {"pos": np.array(buffer.pos), "full": np.array(buffer.full)}
     frames = buffer.frames.__getstate__()  # only what is filled
-    frames |= {"_free": np.array(frames["_free"], np.int64), "_lent": np.array([*frames["_lent"]], np.int64)}
-    arrays |= {f"frames.{name}": np.asarray(value) for name, value in frames.items()}
+    arrays |= {f"frames.{name}": np.asarray(frames[name]) for name in (*_ARRAYS, *_NUMBERS)}
+    arrays |= {f"frames.{name}": np.array([*frames[name]], np.int64) for name in ("_free", "_lent")}
     np.savez_compressed(file, **arrays)
 
 
@@ -57,7 +60,7 @@ def read_replay(buffer: Any, path: Path) -> None:
 
 
 def _fill_frames(store: Any, saved: dict[str, np.ndarray]) -> None:
-    state: dict[str, Any] = {name: array if array.ndim else int(array) for name, array in saved.items()}
+    state: dict[str, Any] = {name: saved[name] for name in _ARRAYS} | {name: int(saved[name]) for name in _NUMBERS}
     lent = saved["_lent"].reshape(-1, 2).tolist()
     state |= {"_free": saved["_free"].tolist(), "_lent": deque((step, place) for step, place in lent)}
     store.__setstate__(state)
