@@ -1,6 +1,6 @@
 """Train on an environment of one's own: a small game as RGB pictures, plain SB3 PPO, ``MNV4Extractor``.
 
-    python experiments/custom_env.py                      # rl_s, then SB3's NatureCNN, about two minutes each
+    python experiments/custom_env.py                      # rl_s, then SB3's NatureCNN, about a minute each
     python experiments/custom_env.py --encoder rl_s       # one of them
 
 :class:`CatchEnv` and :func:`build_agent` are what to paste into a project; the rest is flags and a table.
@@ -129,7 +129,7 @@ class Config:
 
     encoder: tuple[str, ...] = ("rl_s", "nature")
     """Encoders by name, one run each: nature (SB3's NatureCNN) or a registered variant."""
-    total_timesteps: int = 80_000
+    total_timesteps: int = 40_000
     """Environment steps of each run."""
     n_envs: int = 8
     """Environments stepped together, a count."""

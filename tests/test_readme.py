@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import model_table
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -61,3 +63,7 @@ def test_every_command_is_of_a_kind_that_is_checked():
 def test_every_picture_exists():
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert [p for p in pictures if not (ROOT / p).is_file()] == []
+
+
+def test_table_of_models_is_the_registry():
+    assert model_table.with_table(README) == README, "run python experiments/model_table.py"

@@ -1,0 +1,74 @@
+"""Rewrite README's table of all models from the registry.
+
+python experiments/model_table.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch as th
+
+from mnv4_rl.complexity import Complexity, measure
+from mnv4_rl.models import create_model, list_models
+from mnv4_rl.registry import get_spec
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- models: begin -->\n", "<!-- models: end -->\n"
+ATARI_SIZE = 84
+COLUMNS = ("model", "parameters", "MMACs at 84", "its own size", "MMACs there", "activations at 84")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|---{'|---:' * (len(COLUMNS) - 1)}|\n"
+NOTE = (
+    "\nRL models on 4 frames without classes, the others on RGB with 1000 classes; multiply-adds and activation bytes"
+    " (fp32 outputs of\nconvolutions, linear layers and attention) of one image."
+    " Made by `python experiments/model_table.py`.\n"
+)
+
+
+def costs(name: str) -> tuple[Complexity, Complexity]:
+    """A variant's cost at 84 pixels and at its own size."""
+    spec = get_spec(name)
+    in_channels, num_classes = (4, 0) if spec.family == "rl" else (3, 1000)
+    with th.device("meta"):  # counting needs shapes only
+        model = create_model(name, in_channels, num_classes)
+    return measure(model, ATARI_SIZE), measure(model, spec.image_size)
+
+
+def row(name: str) -> str:
+    """One line of the table."""
+    at_84, own = costs(name)
+    return (
+        f"| `{name}` | {own.parameters:,} | {at_84.macs / 1e6:,.1f} | {get_spec(name).image_size} | "
+        f"{own.macs / 1e6:,.1f} | {at_84.activation_bytes / 1e6:.2f} MB |\n"
+    )
+
+
+def table() -> str:
+    """The whole table, registry order."""
+    return HEADER + "".join(row(name) for name in list_models()) + NOTE
+
+
+def with_table(readme: str) -> str:
+    """README's text with the table between its markers renewed.
+
+    Raises:
+        ValueError: If the markers are missing.
+    """
+    if BEGIN not in readme or END not in readme:
+        raise ValueError(f"README needs the lines {BEGIN.strip()} and {END.strip()} around the table.")
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+def main() -> None:
+    """Rewrite the table in place."""
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"Renewed the table of {len(list_models())} models in {README.name}")
+
+
+if __name__ == "__main__":
+    main()
