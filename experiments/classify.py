@@ -29,8 +29,14 @@ def main(args: list[str] | None = None) -> None:
             read_results(config.result_file)
         tune(config.threads)
         config, run = resume(config, config.resume) if config.resume else start(config)
-    print(heading(config, run))
-    _train(run)
+    with run.folder:
+        print(heading(config, run))
+        _train(run)
+        _test(config, run)
+
+
+def _test(config: ClassifyConfig, run: ClassificationRun) -> None:
+    """Look at the test images, and write down what was seen."""
     evaluation = run.test()
     dataset = run.trainer.dataset
     title = (

@@ -7,6 +7,7 @@ cleared at every `done` (SB3's `VecFrameStack`), stacks that carry on after a lo
 else come back byte for byte.
 """
 
+import mmap
 import os
 import re
 import sys
@@ -59,8 +60,8 @@ class FrameStore:
         self.n_envs, self.stack = n_envs, stack
         # `stack` rows more than steps: the oldest transition still finds the frames of the steps before it.
         self.n_rows = n_steps + stack
-        self.ring = np.zeros((self.n_rows * n_envs, frame_bytes), dtype=np.uint8)
-        self.side = np.zeros((n_steps * n_envs // _RING_FRAMES_PER_SIDE_FRAME + 1, frame_bytes), dtype=np.uint8)
+        self.ring = _lazy_zeros(self.n_rows * n_envs, frame_bytes)
+        self.side = _lazy_zeros(n_steps * n_envs // _RING_FRAMES_PER_SIDE_FRAME + 1, frame_bytes)
         self.step = 0  # steps stored since the start; never wraps
         self._n_side_used = 1  # place 0: zeros
         self._free: list[int] = []
@@ -301,11 +302,19 @@ class AtariReplayBuffer(NStepReplayBuffer):
         return super()._get_samples(batch_inds, env)
 
 
+def _lazy_zeros(n_rows: int, row_bytes: int) -> np.ndarray:
+    """Zeros, uint8 of shape (n_rows, row_bytes), straight from the kernel: a page takes memory when it is written.
+
+    `np.zeros` asks the allocator, which may hand out freed memory and clear it, all of it at once.
+    """
+    return np.frombuffer(mmap.mmap(-1, n_rows * row_bytes), dtype=np.uint8).reshape(n_rows, row_bytes)
+
+
 def _with_rows(array: np.ndarray, n_rows: int) -> np.ndarray:
-    """The array itself where it has `n_rows` rows, else a copy continued with rows of zeros."""
+    """The frames themselves where there are `n_rows`, else a copy continued with rows of zeros."""
     if len(array) == n_rows:
         return array
-    longer = np.zeros((n_rows, *array.shape[1:]), dtype=array.dtype)
+    longer = _lazy_zeros(n_rows, array.shape[1])
     longer[: len(array)] = array
     return longer
 

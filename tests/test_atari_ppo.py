@@ -27,6 +27,10 @@ def command(*flags: str) -> list[str]:
     return [sys.executable, str(ROOT / "experiments" / "atari_ppo.py"), *flags]
 
 
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A Breakout run: lives are short, so that whole games end within a few thousand timesteps."""
@@ -88,12 +92,12 @@ def test_run_stopped_in_its_evaluation_only_evaluates_when_resumed(run, tmp_path
 
 
 def test_folder_with_a_run_is_refused_and_left_alone(run, capsys):
-    before = {path: path.read_bytes() for path in run.iterdir()}
+    before = files_in(run)
     with pytest.raises(SystemExit) as refused:
         atari_ppo.main(["--run-dir", str(run), *TINY])
     assert refused.value.code == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in run.iterdir()}
+    assert before == files_in(run)
 
 
 @pytest.mark.parametrize(

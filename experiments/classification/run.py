@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from agents.run_folder import RunFolder
 from experiments.classification.augment import augment_images
 from experiments.classification.training import Evaluation, Trainer
 
@@ -40,15 +41,15 @@ class ClassificationRun:
     """Trains to the last epoch and leaves everything in a folder.
 
     Args:
-        path: The run folder, existing.
+        folder: The run folder, which belongs to this process.
         trainer: What is trained.
 
     Attributes:
         history: One row an epoch, as in metrics.csv.
     """
 
-    def __init__(self, path: Path, trainer: Trainer) -> None:
-        self.path, self.trainer = path, trainer
+    def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
+        self.folder, self.path, self.trainer = folder, folder.path, trainer
         self.history: list[Row] = []
         self._seconds_before = (0.0, 0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def start(config: ClassifyConfig) -> tuple[ClassifyConfig, ClassificationRun]:
     recipe = get_recipe(str(config.recipe), config.overrides)
     trainer = _trainer(config, recipe, dataset)
     folder = RunFolder(config.run_dir or default_run_dir(config, dataset))
-    run = ClassificationRun(folder.path, trainer)
+    run = ClassificationRun(folder, trainer)
     run.save_state()
     folder.describe(to_yaml(config, recipe))
     return config, run
@@ -61,8 +62,11 @@ def resume(config: ClassifyConfig, folder: Path) -> tuple[ClassifyConfig, Classi
     saved, recipe = read_config(path)
     session = {name: getattr(config, name) for name in OF_THE_SESSION}
     config = replace(config, **{**saved, **session})
-    run = ClassificationRun(path, _trainer(config, recipe, _load(config)))
-    run.load_state()
+    trainer = _trainer(config, recipe, _load(config))
+    with ExitStack() as unless_loaded:  # a state that cannot be loaded leaves the folder to others
+        run = ClassificationRun(unless_loaded.enter_context(RunFolder(path, resume=True)), trainer)
+        run.load_state()
+        unless_loaded.pop_all()
     return config, run
 
 
