@@ -1,8 +1,14 @@
-"""What every test can rely on."""
+"""What every test can rely on, and fixtures that several test files share."""
+
+from __future__ import annotations
 
 import signal
 
 import pytest
+
+from agents.ppo import PPOHyperparameters, build_ppo
+from mnv4_rl.atari import make_atari_env
+from tests.run_folders import write_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,3 +17,16 @@ def _ctrl_c_interrupts():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory):
+    """An untrained agent for Pong, saved as a training command does."""
+    folder = tmp_path_factory.mktemp("run")
+    env = make_atari_env("pong", 1)
+    settings = PPOHyperparameters(n_steps=16, batch_size=16)
+    model = build_ppo(env, "rl_s", total_timesteps=16, hyperparameters=settings, seed=3, device="cpu")
+    model.save(folder / "model.zip")
+    env.close()
+    write_config(folder, algo="ppo", game="pong", encoder="rl_s")
+    return folder
