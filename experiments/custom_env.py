@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,14 @@ def table(results: list[Result], chance: float) -> str:
     return "\n".join(lines)
 
 
+def write_results(results: list[Result], path: Path) -> None:
+    """The table as a CSV, one row an encoder."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Result)])
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results)
+
+
 def require(*packages: str) -> None:
     """Stop with the install line where a package of the runner extra is missing.
 
@@ -253,7 +261,9 @@ def main(args: list[str] | None = None) -> list[Result]:
     chance = random_return(config.n_eval_episodes, config.seed)
     results = [train(encoder, config) for encoder in config.encoder]
     print(f"\n{table(results, chance)}\n")
-    print(f"Curves: {config.run_dir}/ENCODER/progress.csv    Watch: tensorboard --logdir {config.run_dir}")
+    write_results(results, config.run_dir / "results.csv")
+    print(f"Results: {config.run_dir}/results.csv    Curves: {config.run_dir}/ENCODER/progress.csv")
+    print(f"Watch:   tensorboard --logdir {config.run_dir}")
     return results
 
 

@@ -143,6 +143,8 @@ def test_both_encoders_train_under_the_same_settings(tmp_path: Path) -> None:
     flags = ["--total-timesteps", "1100", "--n-eval-episodes", "2", "--run-dir", str(tmp_path / "run")]
     results = custom_env.main(flags)
     assert [result.encoder for result in results] == ["rl_s", "nature"]
+    with (tmp_path / "run" / "results.csv").open(newline="") as file:
+        assert [float(row["mean_return"]) for row in csv.DictReader(file)] == [r.mean_return for r in results]
     agents = {name: PPO.load(tmp_path / "run" / name / "model.zip", device="cpu") for name in ("rl_s", "nature")}
     assert isinstance(agents["rl_s"].policy.features_extractor, MNV4Extractor)
     assert type(agents["nature"].policy.features_extractor).__name__ == "NatureCNN"
