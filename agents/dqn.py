@@ -12,9 +12,23 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
 from mnv4_rl.replay import AtariReplayBuffer
-from mnv4_rl.specs import check_choice, check_positive
+from mnv4_rl.specs import Interval, check_choice, check_positive, check_ranges
 
 ALGOS = ("dqn", "qrdqn")
+_RANGES = {
+    "buffer_size": Interval(1),
+    "learning_starts": Interval(0),
+    "batch_size": Interval(1),
+    "learning_rate": Interval(0),
+    "train_freq": Interval(1),
+    "gradient_steps": Interval(1),
+    "target_update_interval": Interval(1),
+    "exploration_fraction": Interval(0, 1, includes_low=False),  # SB3 divides by it
+    "exploration_final_eps": Interval(0, 1),
+    "n_steps": Interval(1),
+    "gamma": Interval(0, 1),
+    "max_grad_norm": Interval(0, includes_low=False),
+}
 CONTRIB_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[contrib]"'
 
 
@@ -49,6 +63,16 @@ class DQNHyperparameters:
     """Discount per agent timestep."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this norm."""
+
+    def check(self) -> None:
+        """Refuse settings that no training could have.
+
+        Raises:
+            ValueError: Naming the first, what it was and what is allowed.
+        """
+        check_ranges(self, _RANGES)
+        if self.batch_size > self.buffer_size:
+            raise ValueError(f"batch_size={self.batch_size} is more than buffer_size={self.buffer_size}; lower it.")
 
 
 def update_rhythm(train_freq: int, gradient_steps: int, n_envs: int) -> tuple[int, int]:
@@ -89,10 +113,12 @@ def build_dqn(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
-        ValueError: For an unknown encoder or algorithm, or a replay that this machine's memory cannot hold.
+        ValueError: For an unknown encoder or algorithm, a setting out of its range, or a replay that this machine's
+            memory cannot hold.
         ModuleNotFoundError: For QR-DQN without sb3-contrib; the message has the install line.
     """
     h = hyperparameters or DQNHyperparameters()
+    h.check()
     train_freq, gradient_steps = update_rhythm(h.train_freq, h.gradient_steps, env.num_envs)
     return _algorithm(algo)(
         "CnnPolicy",

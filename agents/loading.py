@@ -59,7 +59,9 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     elif checkpoint is not None:
         model = load_agent(checkpoint, device=device)
     else:
-        raise ValueError(f"{run_dir} has neither model.zip nor a checkpoint yet; wait for its first checkpoint.")
+        raise ValueError(
+            f"{run_dir} has neither model.zip nor a sound checkpoint; if it is training, wait for its first one."
+        )
     if config["algo"] in ALGOS:
         _keep_exploring(model, config)
     return TrainedRun(model, game, config["algo"], config["encoder"])

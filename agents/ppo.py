@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from stable_baselines3 import PPO
@@ -9,7 +10,22 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
-from mnv4_rl.specs import check_positive
+from mnv4_rl.replay import available_bytes
+from mnv4_rl.specs import Interval, check_positive, check_ranges
+
+_RANGES = {
+    "n_steps": Interval(1),
+    "n_epochs": Interval(1),
+    "batch_size": Interval(2),  # advantages are normalised over a minibatch
+    "learning_rate": Interval(0),
+    "clip_range": Interval(0, 1),
+    "schedule_timesteps": Interval(1),
+    "gamma": Interval(0, 1),
+    "gae_lambda": Interval(0, 1),
+    "ent_coef": Interval(0),
+    "vf_coef": Interval(0),
+    "max_grad_norm": Interval(0, includes_low=False),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +57,42 @@ class PPOHyperparameters:
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
+
+    def check(self) -> None:
+        """Refuse settings that no training could have.
+
+        Raises:
+            ValueError: Naming the first, what it was and what is allowed.
+        """
+        check_ranges(self, _RANGES)
+
+
+def check_rollout(hyperparameters: PPOHyperparameters, n_envs: int) -> None:
+    """Refuse minibatches larger than what a rollout collects: SB3 would quietly cut them.
+
+    Raises:
+        ValueError: With the largest that fits.
+    """
+    h = hyperparameters
+    h.check()
+    collected = h.n_steps * n_envs
+    if h.batch_size > collected:
+        raise ValueError(
+            f"batch_size={h.batch_size} is more than the {collected} samples of a rollout "
+            f"(n_steps={h.n_steps} in {n_envs} environments); lower it to at most {collected}, or collect more."
+        )
+
+
+def _check_memory(env: VecEnv, n_steps: int) -> None:
+    """Refuse a rollout that would be killed for memory while it fills."""
+    space = env.observation_space
+    per_step = math.prod(space.shape or ()) * getattr(space.dtype, "itemsize", 1) * env.num_envs
+    needed, available = n_steps * per_step, available_bytes()
+    if needed > available:
+        raise ValueError(
+            f"A rollout of n_steps={n_steps} in {env.num_envs} environments fills {needed / 1e9:,.1f} GB of memory and "
+            f"{available / 1e9:,.1f} GB are available: n_steps={int(available / per_step)} would fit."
+        )
 
 
 def linear_schedule(start: float, schedule_timesteps: int, total_timesteps: int) -> LinearSchedule:
@@ -82,9 +134,12 @@ def build_ppo(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
-        ValueError: For an unknown encoder or timesteps below 1.
+        ValueError: For an unknown encoder, timesteps below 1, a setting out of its range, or a rollout that this
+            machine's memory cannot hold.
     """
     h = hyperparameters or PPOHyperparameters()
+    h.check()
+    _check_memory(env, h.n_steps)
     return PPO(
         "CnnPolicy",
         env,

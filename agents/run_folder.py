@@ -29,7 +29,7 @@ import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.run_lock import RunLock
-from agents.safe_files import write_file
+from agents.safe_files import make_folder, write_file
 
 _PACKAGES = ("torch", "stable-baselines3", "ale-py", "gymnasium", "numpy")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ class RunFolder:
 
     Raises:
         FileExistsError: If it already holds a run that is not to be resumed; nothing in it is touched.
-        NotADirectoryError: If the path is a file.
+        NotADirectoryError: If the path is a file, or below one.
         FolderInUseError: If a live process writes to it.
     """
 
@@ -54,7 +54,7 @@ class RunFolder:
         self.path = path.expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; name a new folder with --run-dir.")
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._lock = RunLock(self.path / "run.lock")
         if self.config.exists() and not resume:
             self.close()
@@ -140,8 +140,15 @@ def replayable_command(run: Path) -> str:
     """The command that started a run, for others to repeat: no interpreter and no folders of the machine it ran on.
 
     A resumed run has a line for every session; the first says what was trained.
+
+    Raises:
+        OSError: If the folder has no command.txt.
+        ValueError: If no command is in it.
     """
-    words = shlex.split((run / "command.txt").read_text(encoding="utf-8").splitlines()[0])[1:]
+    lines = (run / "command.txt").read_text(encoding="utf-8").splitlines()
+    words = shlex.split(lines[0])[1:] if lines else []
+    if not words:
+        raise ValueError(f"{run / 'command.txt'} does not hold the command that started the run.")
     words[0] = f"experiments/{Path(words[0]).name}"
     for flag in ("--run-dir", "--result-file"):
         if flag in words:

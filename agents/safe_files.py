@@ -24,6 +24,18 @@ class DamagedError(ValueError):
     """A folder that is not what its manifest says."""
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in.
+
+    Raises:
+        OSError: If something is in the way, or nothing may be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"The folder {path} cannot be made ({error.strerror}); name another one.") from error
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replace a file, so that a reader finds the old content or the new one and nothing between.
 

@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from agents.dqn import DQNHyperparameters, build_dqn
 from experiments.atari_run import AtariConfig, run_atari
+from experiments.command import user_errors
 from experiments.resuming import parse_run
 
 
@@ -34,6 +35,8 @@ class DQNConfig(AtariConfig):
 def main(args: list[str] | None = None) -> None:
     """Parse flags and train."""
     config = parse_run(DQNConfig, args)
+    with user_errors():
+        config.dqn.check()
     build = partial(
         build_dqn,
         encoder=config.encoder,

@@ -13,8 +13,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.ppo import PPOHyperparameters, build_ppo
+from agents.ppo import PPOHyperparameters, build_ppo, check_rollout
 from experiments.atari_run import AtariConfig, run_atari
+from experiments.command import user_errors
 from experiments.resuming import parse_run
 
 
@@ -29,6 +30,8 @@ class PPOConfig(AtariConfig):
 def main(args: list[str] | None = None) -> None:
     """Parse flags and train."""
     config = parse_run(PPOConfig, args)
+    with user_errors():
+        check_rollout(config.ppo, config.n_envs)
     build = partial(
         build_ppo,
         encoder=config.encoder,

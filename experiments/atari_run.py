@@ -24,10 +24,24 @@ from agents.training import Outcome, Plan, Resume, go_on, needs_refill, rewind, 
 from experiments.command import DIVERGED_CODE, INTERRUPTED_CODE, user_errors
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game
-from mnv4_rl.performance import Tuning, tune
-from mnv4_rl.specs import check_positive
+from mnv4_rl.performance import THREADS, Tuning, tune
+from mnv4_rl.specs import Interval, check_ranges
 
 MAX_EVALUATION_ENVS = 10
+N_ENVS = Interval(1, 4096)  # far past any use; ALE makes as many emulators as it is told, until memory ends
+TIMESTEPS = Interval(1, 10**12)
+# ALE's seeds end at 2**31 - 1, and environments and evaluations use the numbers above a run's seed.
+SEED = Interval(0, 2 * 10**9)
+_RANGES = {
+    "total_timesteps": TIMESTEPS,
+    "n_envs": N_ENVS,
+    "seed": SEED,
+    "threads": THREADS,
+    "keep_checkpoints": Interval(1),
+    "evaluation_games": Interval(0),
+    "eval_every": Interval(0),
+    "checkpoint_every": Interval(0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +180,7 @@ def check_config(config: AtariConfig) -> None:
     """
     resolve_game(config.game)
     policy_kwargs(config.encoder)
-    check_positive(
-        total_timesteps=config.total_timesteps, n_envs=config.n_envs, keep_checkpoints=config.keep_checkpoints
-    )
-    for name in ("evaluation_games", "eval_every", "checkpoint_every"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
+    check_ranges(config, _RANGES)
     if config.eval_every and not config.evaluation_games:
         raise ValueError(f"eval_every={config.eval_every} needs games to play; give evaluation_games too, not 0.")
     check_device(config.device)

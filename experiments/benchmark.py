@@ -23,21 +23,29 @@ import torch as th
 from tqdm import tqdm
 
 from agents.encoders import ENCODERS, policy_kwargs
+from agents.safe_files import make_folder
 from experiments import benchmark_encoders as encoders
 from experiments import benchmark_training as training
-from experiments.atari_run import check_device, shown
+from experiments.atari_run import N_ENVS, check_device, shown
 from experiments.benchmark_encoders import REFERENCE, TIMM_NAME, Group, Limits, measure_group
 from experiments.benchmark_report import draw, markdown
 from experiments.benchmark_training import Contender, Task, measure_task
-from experiments.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.command import INTERRUPTED_CODE, check_file_name, parse, user_errors
 from experiments.measuring import COLUMNS, Row, machine
 from experiments.publish import RESULTS
 from mnv4_rl.atari_games import resolve_game
-from mnv4_rl.performance import tune
-from mnv4_rl.specs import check_choice, check_positive
+from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.specs import Interval, check_choice, check_positive, check_ranges
 
 Part = Literal["encoders", "end-to-end", "n-envs", "frames"]
 PARTS: tuple[Part, ...] = ("encoders", "end-to-end", "n-envs", "frames")
+_RANGES = {
+    "n_envs": N_ENVS,
+    "threads": THREADS,
+    "min_seconds": Interval(0),
+    "max_seconds": Interval(0, includes_low=False),
+    "max_gigabytes": Interval(0, includes_low=False),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +105,9 @@ def check_config(config: BenchmarkConfig) -> None:
     numbers = {name: getattr(config, name) for name in ("rounds", "rl_batch", "other_batch", "frame_batch", "rollout")}
     for flag in ("forward_batches", "frame_sizes", "growth"):
         numbers |= {f"{flag}[{i}]": value for i, value in enumerate(getattr(config, flag))}
-    check_positive(n_envs=config.n_envs, **numbers)
+    check_positive(**numbers)
+    check_ranges(config, _RANGES)
+    check_file_name(config.name)
     for part in config.parts:
         check_choice("parts", part, PARTS)
     for device in config.devices:
@@ -206,7 +216,7 @@ def main(args: list[str] | None = None) -> None:
         groups, tasks = plan_encoders(config), plan_training(config)
         if not groups and not tasks:
             raise ValueError("There is nothing to measure; name other --parts, or install what is missing.")
-        config.results_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(config.results_dir)
     tuning = tune(config.threads)
     comments = [f"{key}: {value}" for key, value in machine().items()]
     comments.append(f"{tuning} (plain SB3 trains in processes without it)")

@@ -29,7 +29,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from mnv4_rl import MNV4Extractor, list_models
-from mnv4_rl.performance import tune
+from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.specs import Interval, check_ranges
 
 SIZE = 64  # side of the picture in pixels
 CELL = 8  # side of a ball, and what a ball falls and the paddle moves in one step, in pixels
@@ -123,6 +124,15 @@ def build_agent(env: VecEnv, encoder: str = "rl_s", seed: int = 0) -> PPO:
     )  # fmt: skip
 
 
+_RANGES = {
+    "total_timesteps": Interval(1),
+    "n_envs": Interval(1, 256),  # a Python object each
+    "n_eval_episodes": Interval(1),
+    "seed": Interval(0, 2 * 10**9),  # NumPy's seeds end at 2**32, and environments use the numbers above
+    "threads": THREADS,
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Train encoders one after the other on CatchEnv and compare them."""
@@ -142,17 +152,22 @@ class Config:
     run_dir: Path = field(default_factory=lambda: Path("runs", "custom_env", time.strftime("%Y-%m-%d_%H-%M-%S")))
     """Folder for curves and TensorBoard events, one subfolder an encoder; a folder with files in it is refused."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse settings that cannot work, before anything is written.
+
+        Raises:
+            ValueError: Naming the setting, what it was and what is allowed.
+            OSError: If the run folder cannot be made.
+        """
         known = ("nature", *list_models())
         unknown = [name for name in self.encoder if name not in known]
         if unknown or not self.encoder:
             raise ValueError(
                 f"encoder must name at least one of {', '.join(known)}; got {', '.join(unknown) or 'none'}."
             )
-        for name in ("total_timesteps", "n_envs", "n_eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.run_dir.exists() and any(self.run_dir.iterdir()):
+        check_ranges(self, _RANGES)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if any(self.run_dir.iterdir()):
             raise ValueError(f"{self.run_dir} already holds files; name another folder with --run-dir, or remove it.")
 
 
@@ -254,9 +269,11 @@ def require(*packages: str) -> None:
 def main(args: list[str] | None = None) -> list[Result]:
     """Train each encoder in turn and print the table."""
     require("tyro", "tqdm", "rich")
-    import tyro
+    from experiments.command import parse, user_errors
 
-    config = tyro.cli(Config, args=args, description=__doc__)
+    config = parse(Config, args)
+    with user_errors():
+        config.check()
     print(f"Settings of this process: {tune(config.threads)}")
     chance = random_return(config.n_eval_episodes, config.seed)
     results = [train(encoder, config) for encoder in config.encoder]

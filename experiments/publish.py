@@ -14,13 +14,13 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import matplotlib
-import yaml
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from agents.run_folder import replayable_command
-from experiments.command import parse, user_errors
+from agents.run_folder import read_config, replayable_command
+from agents.safe_files import make_folder
+from experiments.command import check_file_name, parse, user_errors
 from mnv4_rl.specs import check_positive
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -71,15 +71,25 @@ def read_run(run: Path, points: int) -> Curve:
     """
     if not (run / "config.yml").is_file() or not (run / "progress.csv").is_file():
         raise ValueError(f"{run} is not a run folder: it needs config.yml and progress.csv.")
-    config = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
+    config = read_config(run)
+    if missing := {"game", "algo", "encoder", "seed"} - config.keys():
+        raise ValueError(f"{run}/config.yml is not the config of an Atari run: no {', '.join(sorted(missing))}.")
     label = f"{config['game']}__{config['algo']}__{config['encoder']}__s{config['seed']}"
-    with (run / "progress.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if all(row.get(key) for key in COLUMNS.values())]
+    rows = _read_rows(run / "progress.csv")
     if not rows:
         raise ValueError(f"No whole game ended in {run}, so there is no curve yet.")
-    kept = [rows[round(i * (len(rows) - 1) / max(1, points - 1))] for i in range(min(points, len(rows)))]
-    plain = tuple({name: float(row[key]) for name, key in COLUMNS.items()} for row in kept)
-    return Curve(label, provenance(run), plain)
+    kept = tuple(rows[round(i * (len(rows) - 1) / max(1, points - 1))] for i in range(min(points, len(rows))))
+    return Curve(label, provenance(run), kept)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The log's rows that have every column of a curve."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            full = [row for row in csv.DictReader(file) if all(row.get(key) for key in COLUMNS.values())]
+        return [{name: float(row[key]) for name, key in COLUMNS.items()} for row in full]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not the log of a run ({error}); leave this run out.") from error
 
 
 def provenance(run: Path) -> tuple[str, ...]:
@@ -119,9 +129,10 @@ def main(args: list[str] | None = None) -> None:
     """Read the runs, write their CSVs and the figure."""
     config = parse(PublishConfig, args)
     with user_errors():
+        check_file_name(config.name)
         check_positive(points=config.points)
         curves = [read_run(run, config.points) for run in config.runs]
-        config.results_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(config.results_dir)
     for curve in curves:
         print(write_csv(curve, config.results_dir))
     draw(curves, config.results_dir / f"{config.name}.png")

@@ -25,20 +25,29 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from agents.checkpoint import newest_checkpoint
 from agents.encoders import policy_kwargs
-from agents.ppo import PPOHyperparameters
-from experiments.atari_run import check_device, shown
-from experiments.command import INTERRUPTED_CODE, parse, sigterm_as_interrupt, user_errors
+from agents.ppo import PPOHyperparameters, check_rollout
+from agents.run_folder import read_config
+from agents.safe_files import make_folder
+from experiments.atari_run import N_ENVS, SEED, TIMESTEPS, check_device, shown
+from experiments.command import INTERRUPTED_CODE, check_file_name, parse, sigterm_as_interrupt, user_errors
 from experiments.publish import RESULTS, provenance, read_run
 from experiments.race_results import RaceRun, write_race
 from mnv4_rl.atari_games import resolve_game
-from mnv4_rl.specs import check_positive
+from mnv4_rl.performance import THREADS
+from mnv4_rl.specs import Interval, check_range, check_ranges
 
 FAILED_CODE = 1
+_RANGES = {
+    "total_timesteps": TIMESTEPS,
+    "n_envs": N_ENVS,
+    "threads": THREADS,
+    "jobs": Interval(1),
+    "points": Interval(1),
+}
 POLL_SECONDS = 1.0
 _PPO_COMMAND = Path(__file__).resolve().parent / "atari_ppo.py"
 
@@ -156,8 +165,10 @@ def check_config(config: RaceConfig) -> None:
     Raises:
         ValueError: Naming the flag, what came and what is allowed.
     """
-    numbers = {name: getattr(config, name) for name in ("total_timesteps", "n_envs", "threads", "jobs", "points")}
-    check_positive(**numbers)
+    check_ranges(config, _RANGES)
+    for seed in config.seeds:
+        check_range("seeds", seed, SEED)
+    check_rollout(config.ppo, config.n_envs)
     check_device(config.device)
     games = [resolve_game(game) for game in config.games]
     for encoder in config.encoders:
@@ -165,8 +176,7 @@ def check_config(config: RaceConfig) -> None:
     for flag, values in (("encoders", config.encoders), ("games", games), ("seeds", config.seeds)):
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{flag} must name at least one and none twice, got {', '.join(map(str, values))!r}.")
-    if not config.name or Path(config.name).name != config.name:
-        raise ValueError(f"name must be usable as a file name, got {config.name!r}.")
+    check_file_name(config.name)
 
 
 def check_settings(run: Run) -> None:
@@ -175,10 +185,9 @@ def check_settings(run: Run) -> None:
     Raises:
         ValueError: If the run's folder holds one, with the first difference.
     """
-    found_file = run.folder / "config.yml"
-    if not found_file.is_file():
+    if not (run.folder / "config.yml").is_file():
         return
-    found = yaml.safe_load(found_file.read_text(encoding="utf-8"))
+    found = read_config(run.folder)
     for key, value in run.settings.items():
         if found.get(key) != value:
             raise ValueError(
@@ -195,7 +204,7 @@ def lock_folder(folder: Path) -> IO[str]:
     Raises:
         ValueError: If a race, or what a killed one left running, holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = (folder / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -277,7 +286,7 @@ def collect(config: RaceConfig, runs: list[Run]) -> int:
         points = np.array([list(row.values()) for row in curve.rows])  # (n_points, columns of a curve)
         curves.append(RaceRun(run.settings["game"], run.settings["encoder"], run.settings["seed"], points))
         sources |= dict.fromkeys(provenance(run.folder))
-    config.results_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.results_dir)
     write_race(config.csv, curves, sources)
     return len(finished)
 

@@ -77,11 +77,15 @@ def read_races(paths: Sequence[Path]) -> list[RaceRun]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(line for line in file if not line.startswith("#"))
-        rows = list(reader)
+    needed = f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}."
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(line for line in file if not line.startswith("#"))
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(needed) from error
     if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
-        raise ValueError(f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}.")
+        raise ValueError(needed)
     return rows
 
 

@@ -25,13 +25,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from experiments.atari_run import shown
-from experiments.command import parse, user_errors
+from agents.safe_files import make_folder
+from experiments.atari_run import SEED, shown
+from experiments.command import check_file_name, parse, user_errors
 from experiments.publish import RESULTS
 from experiments.race_results import CLOCKS, RaceRun, read_races
 from experiments.statistics import Estimate, bootstrap, interquartile_mean, probability_of_improvement
 from mnv4_rl.atari_scores import human_normalised
-from mnv4_rl.specs import check_positive
+from mnv4_rl.specs import check_positive, check_range
 
 SCORE_LABEL = "raw score, mean of the last 100 games"
 _BOOTSTRAP_NOTE = (
@@ -289,10 +290,12 @@ def main(args: list[str] | None = None) -> None:
     """Read the races, write the figures and the table, and say where they are."""
     config = parse(ReportConfig, args)
     with user_errors():
+        check_file_name(config.name)
         check_positive(n_points=config.n_points, n_resamples=config.n_resamples)
+        check_range("bootstrap_seed", config.bootstrap_seed, SEED)
         races = full_matrix(read_races(config.races), config.reference)
         text = table(races, config)  # before anything is written: it finds every fault of the data
-        config.results_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(config.results_dir)
     base = config.results_dir / config.name
     paths = [base.with_name(f"{config.name}{end}") for end in ("_scores.png", "_iqm.png", "_improvement.png", ".md")]
     draw_scores(races, paths[0])

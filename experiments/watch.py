@@ -24,10 +24,11 @@ from agents.loading import TrainedRun, load_run
 from agents.protocols import make_protocol_env
 from agents.saliency import SaliencyOverlay
 from agents.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
+from experiments.atari_run import SEED
 from experiments.command import INTERRUPTED_CODE, parse, user_errors
 from mnv4_rl.atari_options import PROTOCOLS, options_of
 from mnv4_rl.atari_scores import REFERENCE_SCORES, human_normalised
-from mnv4_rl.specs import check_positive
+from mnv4_rl.specs import check_positive, check_range
 
 GIF_SECONDS = 20
 GIF_BYTES = 2_000_000  # what a README can carry
@@ -86,6 +87,7 @@ def check_config(config: WatchConfig) -> None:
         FileNotFoundError: For a video in a folder that does not exist.
     """
     check_positive(episodes=config.episodes)
+    check_range("seed", config.seed, SEED)
     options_of(config.protocol, {})
     for path, suffix in ((config.video, ".mp4"), (config.gif, ".gif")):
         if path is not None and path.suffix.lower() != suffix:

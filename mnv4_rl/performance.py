@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 
 import torch as th
 
-from mnv4_rl.specs import check_positive
+from mnv4_rl.specs import Interval, check_positive, check_range
+
+THREADS = Interval(1, 1024)  # far past any use; PyTorch tries to start as many as it is told
 
 # mallopt's parameter numbers, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -49,10 +51,11 @@ def tune(threads: int | None = None) -> Tuning:
         What was done, for the log.
 
     Raises:
-        ValueError: For fewer than one thread.
+        ValueError: For fewer threads than one, or absurdly many.
     """
     if threads is not None:
         check_positive(threads=threads)
+        check_range("threads", threads, THREADS)
         th.set_num_threads(threads)
     return Tuning(allocator=_keep_freed_memory(), threads=th.get_num_threads())
 

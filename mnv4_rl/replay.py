@@ -278,7 +278,7 @@ class AtariReplayBuffer(NStepReplayBuffer):
         # Frames, the two rows of int32 frame numbers, the action, and three float32: reward, done, timeout.
         per_transition = frame * (1 + 1 / _RING_FRAMES_PER_SIDE_FRAME) + 2 * stack * 4 + actions + 3 * 4
         fixed = frame * (stack * self.n_envs + 1)
-        needed, available = fixed + per_transition * self.buffer_size * self.n_envs, _available_bytes()
+        needed, available = fixed + per_transition * self.buffer_size * self.n_envs, available_bytes()
         if needed > available:
             raise ValueError(
                 f"a replay buffer of {self.buffer_size * self.n_envs} transitions of shape {self.obs_shape} fills "
@@ -349,7 +349,7 @@ def _image_shape(space: spaces.Space, frame_channels: int) -> tuple[int, int, in
     return channels, height, width
 
 
-def _available_bytes() -> float:
+def available_bytes() -> float:
     """Memory that can still be filled: what the system has available, within a container's limit."""
     # A size no machine has, where the system does not say (Windows).
     sizes = [float("inf")]

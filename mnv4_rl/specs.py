@@ -7,7 +7,8 @@ The rows themselves are in :mod:`mnv4_rl.registry`. Block names and settings fol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -29,6 +30,58 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers that a setting may have.
+
+    Attributes:
+        low: The lowest.
+        high: The highest; infinite for any finite number.
+        includes_low: Whether ``low`` itself is one of them.
+        includes_high: Whether ``high`` itself is; infinity never is.
+    """
+
+    low: float
+    high: float = math.inf
+    includes_low: bool = True
+    includes_high: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.includes_low else value > self.low
+        below = value <= self.high if self.includes_high else value < self.high
+        return above and below and value != math.inf
+
+    def __str__(self) -> str:
+        closed = self.includes_high and self.high < math.inf
+        return f"{'[' if self.includes_low else '('}{self.low:g}, {self.high:g}{']' if closed else ')'}"
+
+
+def check_range(name: str, value: float, allowed: Interval) -> None:
+    """Refuse numbers outside an interval; NaN and infinity lie outside every one.
+
+    Raises:
+        ValueError: Naming the setting, what it was and what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must lie in {allowed}, got {value!r}.")
+
+
+def check_ranges(settings: object, ranges: Mapping[str, Interval]) -> None:
+    """Refuse settings of which one lies outside its range; one that is None is not set.
+
+    Args:
+        settings: An object with a number, or None, under each name.
+        ranges: Name -> allowed numbers.
+
+    Raises:
+        ValueError: Naming the first setting, what it was and what is allowed.
+    """
+    for name, allowed in ranges.items():
+        value = getattr(settings, name)
+        if value is not None:
+            check_range(name, value, allowed)
 
 
 def check_kernel(name: str, kernel_size: int, *, allow_zero: bool = False) -> None:

@@ -161,7 +161,7 @@ def test_stacks_that_never_continue_stay_bounded_and_exact() -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 8])
 def test_a_million_atari_transitions_fit_in_7_5_gb(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_available_bytes", lambda: 8e9)
+    monkeypatch.setattr(replay, "available_bytes", lambda: 8e9)
     ours = AtariReplayBuffer(1_000_000, ATARI, spaces.Discrete(18), n_envs=n_envs)
     assert ours.buffer_size * n_envs == 1_000_000
     assert ours.nbytes <= 7.5e9
@@ -184,7 +184,7 @@ def test_memory_is_touched_only_as_the_buffer_fills() -> None:
 
 
 def test_a_size_beyond_memory_is_refused_with_the_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_available_bytes", lambda: 1e9)
+    monkeypatch.setattr(replay, "available_bytes", lambda: 1e9)
     with pytest.raises(
         ValueError, match=r"fills 7\.33 GB of memory and 1\.00 GB are available: buffer_size=(\d+)"
     ) as e:
@@ -200,14 +200,14 @@ def test_available_memory_respects_a_container_limit(tmp_path: Path, monkeypatch
     meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
     meminfo.write_text("MemTotal:        2000 kB\nMemFree:           10 kB\nMemAvailable:     1000 kB\nCached: 5 kB\n")
     monkeypatch.setattr(replay, "_MEMORY_FILES", (meminfo, limit))
-    assert replay._available_bytes() == 1_024_000  # no limit file
+    assert replay.available_bytes() == 1_024_000  # no limit file
     limit.write_text("max\n")
-    assert replay._available_bytes() == 1_024_000
+    assert replay.available_bytes() == 1_024_000
     limit.write_text("4096\n")
-    assert replay._available_bytes() == 4096
+    assert replay.available_bytes() == 4096
     meminfo.unlink()
     limit.unlink()
-    assert replay._available_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert replay.available_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize(

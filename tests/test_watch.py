@@ -298,4 +298,4 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert code == 2 and "there is no config.yml in it" in err
     write_config(tmp_path, algo="ppo", game="pong", encoder="rl_s")
     code, _, err = play(capsys, tmp_path)
-    assert code == 2 and "neither model.zip nor a checkpoint" in err
+    assert code == 2 and "neither model.zip nor a sound checkpoint" in err

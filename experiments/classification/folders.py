@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch as th
 from PIL import Image
 
-from experiments.classification.images import Dataset, Images, make_dataset
+from experiments.classification.images import Dataset, Images, check_memory, make_dataset
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_DEFAULT_SIZE = 224
@@ -53,7 +52,7 @@ def load_folder(root: Path, seed: int, image_size: int | None, skip_corrupt: boo
     sizes, greys = zip(*(_header(path, skip_corrupt) for path in files["train"].paths), strict=True)
     side = image_size or min(MAX_DEFAULT_SIZE, round(statistics.median([s for s in sizes if s] or [1])))
     mode = "L" if all(greys) else "RGB"
-    _check_memory(sum(len(split.paths) for split in files.values()) * side**2 * len(mode))
+    check_memory(sum(len(split.paths) for split in files.values()) * side**2 * len(mode))
     read = {split: _read(listed, side, mode, skip_corrupt) for split, listed in files.items()}
     skipped = sum(len(files[split].paths) - len(images) for split, images in read.items())
     return make_dataset(
@@ -151,12 +150,3 @@ def _refuse(path: Path, error: Exception) -> tuple[int, bool]:
         f"{path} is not a readable image ({reason}); replace or delete it, or leave such files out "
         "with --on-corrupt skip."
     ) from None
-
-
-def _check_memory(needed: int) -> None:
-    available = psutil.virtual_memory().available
-    if needed > 0.8 * available:
-        raise ValueError(
-            f"The images need {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; "
-            "use a smaller --image-size or fewer images."
-        )

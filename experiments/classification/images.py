@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch as th
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def check_memory(needed: int) -> None:
+    """Refuse images that would be killed for memory.
+
+    Args:
+        needed: Bytes.
+
+    Raises:
+        ValueError: With what there is, and what to do.
+    """
+    available = psutil.virtual_memory().available
+    if needed > 0.8 * available:
+        raise ValueError(
+            f"The images need {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; "
+            "use a smaller --image-size or fewer images."
+        )
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,8 @@ class Images:
         """The same images at ``size`` x ``size`` pixels, bilinear with antialiasing."""
         if self.pixels.shape[2:] == (size, size):
             return self
+        channels = self.pixels.shape[1]
+        check_memory(size * size * channels * (len(self) + 4 * min(len(self), 1024)))
         # In pieces: the float copy of a large set would not fit beside it.
         pieces = [_resize(piece, size) for piece in self.pixels.split(1024)]
         return Images(th.cat(pieces), self.labels)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass, replace
 
+from mnv4_rl.specs import Interval, check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -55,11 +57,7 @@ class Recipe:
     cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, (low, high, open_end) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value < high if open_end else low <= value <= high):
-                end = ")" if open_end else "]"
-                raise ValueError(f"{name} must lie in [{low:g}, {high:g}{end}, got {value!r}.")
+        check_ranges(self, _RANGES)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs}); "
@@ -67,29 +65,28 @@ class Recipe:
             )
 
 
-_INF = float("inf")
-# Field -> lowest, highest, whether the highest itself is refused.
-_RANGES: dict[str, tuple[float, float, bool]] = {
-    "epochs": (1, _INF, True),
-    "warmup_epochs": (0, _INF, True),
-    "batch_size": (2, _INF, True),  # BatchNorm on a 1x1 map has nothing to normalise in a batch of one
-    "learning_rate": (0, _INF, True),
-    "weight_decay": (0, _INF, True),
-    "beta1": (0, 1, True),
-    "beta2": (0, 1, True),
-    "epsilon": (0, _INF, True),
-    "l2": (0, _INF, True),
-    "label_smoothing": (0, 1, True),
-    "dropout": (0, 1, True),
-    "drop_path": (0, 1, True),
-    "ema_decay": (0, 1, True),
-    "shift": (0, 0.5, False),
-    "randaugment_prob": (0, 1, False),
-    "randaugment_layers": (0, _INF, True),
-    "randaugment_magnitude": (0, 30, False),
-    "mix_prob": (0, 1, False),
-    "mixup_alpha": (0, _INF, True),
-    "cutmix_alpha": (0, _INF, True),
+_SHARE = Interval(0, 1, includes_high=False)
+_RANGES: dict[str, Interval] = {
+    "epochs": Interval(1),
+    "warmup_epochs": Interval(0),
+    "batch_size": Interval(2),  # BatchNorm on a 1x1 map has nothing to normalise in a batch of one
+    "learning_rate": Interval(0),
+    "weight_decay": Interval(0),
+    "beta1": _SHARE,
+    "beta2": _SHARE,
+    "epsilon": Interval(0),
+    "l2": Interval(0),
+    "label_smoothing": _SHARE,
+    "dropout": _SHARE,
+    "drop_path": _SHARE,
+    "ema_decay": _SHARE,
+    "shift": Interval(0, 0.5),
+    "randaugment_prob": Interval(0, 1),
+    "randaugment_layers": Interval(0),
+    "randaugment_magnitude": Interval(0, 30),
+    "mix_prob": Interval(0, 1),
+    "mixup_alpha": Interval(0),
+    "cutmix_alpha": Interval(0),
 }
 
 # MobileNetV4, arXiv:2404.10518, table 10. Batches are for many accelerators: lower --batch-size and, in proportion,

@@ -12,7 +12,7 @@ from typing import Any
 import torch as th
 
 from agents.run_folder import RunFolder, replayable_command
-from experiments.atari_run import shown
+from experiments.atari_run import SEED, shown
 from experiments.classification.config import OF_THE_SESSION, ClassifyConfig, check_only_session, read_config, to_yaml
 from experiments.classification.images import Dataset
 from experiments.classification.recipes import Recipe, get_recipe
@@ -22,7 +22,7 @@ from experiments.classification.sources import load_dataset
 from experiments.classification.training import Evaluation, Trainer
 from mnv4_rl.models import create_model
 from mnv4_rl.registry import get_spec
-from mnv4_rl.specs import check_positive
+from mnv4_rl.specs import check_positive, check_range
 
 
 def start(config: ClassifyConfig) -> tuple[ClassifyConfig, ClassificationRun]:
@@ -36,6 +36,7 @@ def start(config: ClassifyConfig) -> tuple[ClassifyConfig, ClassificationRun]:
         OSError: For files that are missing or a folder that already holds a run.
     """
     get_spec(config.model)
+    check_range("seed", config.seed, SEED)
     if config.recipe:
         get_recipe(config.recipe, config.overrides)
     dataset = _load(config)
