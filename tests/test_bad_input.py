@@ -68,7 +68,7 @@ def refuse(main: Callable[..., object], args: list[str], says: str, place: Path,
 def check_says(error: str, says: str) -> None:
     """The last line is the command's, or it is the box tyro draws around a flag that it cannot parse."""
     last = error.strip().splitlines()[-1]
-    if last.startswith("╰"):
+    if "For full helptext" in error:
         assert says in " ".join(error.replace("│", " ").split())
     else:
         assert last.startswith("error: ") and says in last
@@ -109,7 +109,7 @@ MISTAKES = [
     Mistake(atari_dqn, f"{DQN} --device cuda:x", "device must be auto, cpu, cuda or cuda:N"),
     Mistake(custom_env, "--run-dir new --encoder rl_xl", "encoder must name at least one of nature"),
     Mistake(classify, "--run-dir new --model mobilenet_v4_nan", "Did you mean 'mobilenet_v4_nano'"),
-    Mistake(race, f"{RACE} --games tetris", "Unknown game 'tetris'"),
+    Mistake(race, f"{RACE} --games tetriss", "Unknown game 'tetriss'"),
     Mistake(benchmark, f"{BENCHMARK} --encoders rl-s", "Did you mean 'rl_s'"),
     # negative and absurd numbers
     Mistake(atari_ppo, f"{PPO} --total-timesteps -1", "total_timesteps must lie in [1, 1e+12], got -1"),
