@@ -100,7 +100,7 @@ MISTAKES = [
     Mistake(atari_ppo, f"{PPO} --n-envs", "--n-envs"),
     Mistake(atari_dqn, f"{DQN} --algo ddpg", "ddpg"),
     Mistake(race, "--encoders nature", "--name"),
-    Mistake(watch, "", "RUN"),
+    Mistake(watch, "", "equired"),
     # games, encoders, devices
     Mistake(atari_ppo, f"{PPO} --game pongg", "Did you mean 'pong'"),
     Mistake(atari_ppo, f"{PPO} --game Pong-ramNoFrameskip-v4", "observes the console's RAM"),
