@@ -277,7 +277,7 @@ def test_a_config_that_is_none_is_refused(command, text, place, capsys):
         race: f"{RACE} --encoders nature",
         classify: "--resume run",
     }
-    refuse(command.main, args[command].split(), "", place, capsys)
+    refuse(command.main, args[command].split(), "pong__nature__s0" if command is race else "run", place, capsys)
 
 
 @pytest.mark.parametrize("log", ["time/total_timesteps\n\x00", "\udcff\udcfe", "half a row"])
@@ -312,7 +312,7 @@ def test_the_shell_sees_the_same(command, args, says, tmp_path):
     [
         (spaces.Discrete(4), "Box"),
         (spaces.Box(-1, 1, (8,), np.float32), r"\(8,\)"),
-        (spaces.Box(0, 255, (3, 2, 84), np.uint8), ""),
+        (spaces.Box(0, 255, (84, 84), np.uint8), r"\(84, 84\): add a channel axis"),
     ],
 )
 def test_observations_that_are_no_images_are_refused(space, message):
