@@ -246,8 +246,8 @@ def test_resume_needs_no_other_flag_and_can_extend(pong, tmp_path, capsys):
         (["--seed", "1"], "seed was 0 in the run and cannot become 1"),
         (["--ppo.gamma", "0.5"], "ppo was"),
         (["--total-timesteps", "10"], "total_timesteps was 64 and can only grow, got 10"),
-        (["--keep-checkpoints", "0"], "keep_checkpoints must be a whole number of at least 1, got 0"),
-        (["--checkpoint-every", "-1"], "checkpoint_every must be at least 0, got -1"),
+        (["--keep-checkpoints", "0"], "keep_checkpoints must lie in [1, inf), got 0"),
+        (["--checkpoint-every", "-1"], "checkpoint_every must lie in [0, inf), got -1"),
     ],
 )
 def test_flags_that_a_run_cannot_change_are_refused(pong, flags, message, capsys):

@@ -285,7 +285,7 @@ def test_a_game_without_reference_scores_is_said_to_have_none():
         (["--video", "a.avi"], "mp4 files end in .mp4, got a.avi"),
         (["--gif", "nowhere/a.gif"], "There is no folder nowhere"),
         (["--saliency"], "there is no window; add --video or --gif"),
-        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--seed", "-1"], "seed must lie in [0, 2e+09], got -1"),
     ],
 )
 def test_wrong_flags_say_what_and_what_to_do(run_dir, capsys, args, message):
