@@ -32,7 +32,8 @@ def test_only_languages_that_are_run():
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[-1][:40])
-def test_python_block_runs(code):
+def test_python_block_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     exec(compile(re.sub(r"total_timesteps=[\d_]+", "total_timesteps=8", code), "README.md", "exec"), {})
 
 
