@@ -16,7 +16,6 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from agents.dqn import DQNHyperparameters, build_dqn
 from experiments.atari_run import AtariConfig, run_atari
-from experiments.command import user_errors
 from experiments.resuming import parse_run
 
 
@@ -31,12 +30,15 @@ class DQNConfig(AtariConfig):
     dqn: DQNHyperparameters = field(default_factory=DQNHyperparameters)
     """DQN's settings; rl-zoo's Atari values by default."""
 
+    def check(self) -> None:
+        """As :meth:`AtariConfig.check`, DQN's settings too."""
+        super().check()
+        self.dqn.check()
+
 
 def main(args: list[str] | None = None) -> None:
     """Parse flags and train."""
     config = parse_run(DQNConfig, args)
-    with user_errors():
-        config.dqn.check()
     build = partial(
         build_dqn,
         encoder=config.encoder,

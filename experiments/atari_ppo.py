@@ -14,8 +14,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.ppo import PPOHyperparameters, build_ppo, check_rollout
-from experiments.atari_run import AtariConfig, check_config, run_atari
-from experiments.command import user_errors
+from experiments.atari_run import AtariConfig, run_atari
 from experiments.resuming import parse_run
 
 
@@ -26,13 +25,15 @@ class PPOConfig(AtariConfig):
     ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
     """PPO's settings; rl-zoo's Atari values by default."""
 
+    def check(self) -> None:
+        """As :meth:`AtariConfig.check`, PPO's settings too."""
+        super().check()
+        check_rollout(self.ppo, self.n_envs)
+
 
 def main(args: list[str] | None = None) -> None:
     """Parse flags and train."""
     config = parse_run(PPOConfig, args)
-    with user_errors():
-        check_config(config)
-        check_rollout(config.ppo, config.n_envs)
     build = partial(
         build_ppo,
         encoder=config.encoder,

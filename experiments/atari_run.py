@@ -75,6 +75,19 @@ class AtariConfig:
     resume: Path | None = None
     """Go on with the run in this folder; needs no other flag."""
 
+    def check(self) -> None:
+        """Refuse flags that cannot work, before anything is written.
+
+        Raises:
+            ValueError: Naming the flag, what came and what is allowed.
+        """
+        resolve_game(self.game)
+        policy_kwargs(self.encoder)
+        check_ranges(self, _RANGES)
+        if self.eval_every and not self.evaluation_games:
+            raise ValueError(f"eval_every={self.eval_every} needs games to play; give evaluation_games too, not 0.")
+        check_device(self.device)
+
 
 Build = Callable[[VecEnv], BaseAlgorithm]
 
@@ -106,7 +119,7 @@ def run_atari(config: AtariConfig, algo: str, build: Build, checkpoint_replay: b
         checkpoint_replay: Put the replay buffer into checkpoints.
     """
     with user_errors():
-        check_config(config)
+        config.check()
         folder = config.resume or config.run_dir or default_run_dir(config, algo)
         run = RunFolder(folder, resume=config.resume is not None)
     with run:
@@ -170,20 +183,6 @@ def train_session(config: AtariConfig, session: Session, run: RunFolder, checkpo
         kept = f"The last good checkpoint is {shown(good)}" if good else "There is no checkpoint before it"
         print(f"error: training stopped: {error} {kept}; try a lower learning rate.", file=sys.stderr)
         sys.exit(DIVERGED_CODE)
-
-
-def check_config(config: AtariConfig) -> None:
-    """Refuse flags that cannot work, before anything is written.
-
-    Raises:
-        ValueError: Naming the flag, what came and what is allowed.
-    """
-    resolve_game(config.game)
-    policy_kwargs(config.encoder)
-    check_ranges(config, _RANGES)
-    if config.eval_every and not config.evaluation_games:
-        raise ValueError(f"eval_every={config.eval_every} needs games to play; give evaluation_games too, not 0.")
-    check_device(config.device)
 
 
 def check_device(device: str) -> None:
