@@ -46,7 +46,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         _write_synced(partial, lambda file: file.write(content))
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         _remove(partial)
         raise
     _sync_folder(path.parent)

@@ -5,7 +5,6 @@ python experiments/watch.py runs/pong__ppo__rl_s__s0 --episodes 5 --video pong.m
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.evaluate import Evaluation, evaluate
 from agents.loading import TrainedRun, load_run
 from agents.protocols import make_protocol_env
+from agents.safe_files import write_file
 from agents.saliency import SaliencyOverlay
 from agents.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
 from experiments.atari_run import SEED
@@ -141,7 +141,7 @@ class Recording:
         if self._mp4 is not None:
             self._mp4.close()
         if self._config.gif and self._screens:
-            write_whole(self._config.gif, gif(self._screens, self._frame_skip, max_bytes=GIF_BYTES))
+            write_file(self._config.gif, gif(self._screens, self._frame_skip, max_bytes=GIF_BYTES))
         return [f"written      {path}" for path in (self._config.video, self._config.gif) if path and path.exists()]
 
 
@@ -178,13 +178,6 @@ def report(scores: list[float], game: str) -> list[str]:
         f"mean         {evaluation}",
         f"human-normalised {normalised:.3f} (0 is random play at {random:g}, 1 a human tester at {human:g})",
     ]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under its name only when all of it is there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.classification.run import write_atomically, write_csv
+from agents.safe_files import write_file
+from experiments.classification.run import write_csv
 from experiments.classification.training import Evaluation
 
 MAX_NUMBERED_CLASSES = 20
@@ -65,7 +66,7 @@ def write_test(folder: Path, evaluation: Evaluation, class_names: tuple[str, ...
         "interval_95": [low, high],
         "loss": evaluation.loss,
     }
-    write_atomically(folder / "test.json", json.dumps(found, indent=1).encode())
+    write_file(folder / "test.json", json.dumps(found, indent=1).encode())
     rows = [
         {"true": name, **dict(zip(class_names, counts, strict=True))}
         for name, counts in zip(class_names, matrix.tolist(), strict=True)
@@ -124,8 +125,8 @@ def add_result(path: Path, row: dict[str, Any], picture: Path) -> None:
     """
     rows = [*read_results(path), row]
     write_csv(path, rows)
-    write_atomically(path.with_suffix(".md"), _markdown(path, rows).encode())
-    write_atomically(path.with_name(f"{path.stem}_confusion.png"), picture.read_bytes())
+    write_file(path.with_suffix(".md"), _markdown(path, rows).encode())
+    write_file(path.with_name(f"{path.stem}_confusion.png"), picture.read_bytes())
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents.run_folder import RunFolder
+from agents.safe_files import write_file
 from experiments.classification.augment import augment_images
 from experiments.classification.training import Evaluation, Trainer
 
@@ -57,7 +57,7 @@ class ClassificationRun:
         """Write state.pt."""
         buffer = io.BytesIO()
         th.save({**self.trainer.state(), "history": self.history}, buffer)
-        write_atomically(self.path / "state.pt", buffer.getvalue())
+        write_file(self.path / "state.pt", buffer.getvalue())
 
     def load_state(self) -> None:
         """Continue from state.pt; nothing but tensors and plain values is unpickled.
@@ -128,8 +128,8 @@ class ClassificationRun:
             "std": trainer.deviation.flatten().tolist(),
             **{name: self.history[-1][name] for name in ("epoch", "validation_loss", "validation_accuracy")},
         }
-        write_atomically(self.path / "best.safetensors", save(tensors, {"classifier": json.dumps(about)}))
-        write_atomically(self.path / "best.json", json.dumps(about, indent=1).encode())
+        write_file(self.path / "best.safetensors", save(tensors, {"classifier": json.dumps(about)}))
+        write_file(self.path / "best.json", json.dumps(about, indent=1).encode())
 
     def _examples(self) -> Tensor:
         """A few training images, augmented, (16, C, H, W) uint8."""
@@ -188,14 +188,4 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: whoever reads it sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, text.getvalue().encode())
