@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.encoders import ENCODERS, policy_kwargs
+from agents.encoders import ENCODERS, known_encoders, policy_kwargs
 
 FORMAT = 1
 POLICY = "CnnPolicy"
@@ -197,7 +197,7 @@ def _describe_encoder(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     extractor_class = kwargs.get("features_extractor_class")
     extractor_kwargs = dict(kwargs.get("features_extractor_kwargs") or {})
     variant = extractor_kwargs.pop("variant", None)
-    for name, (known_class, known_kwargs) in ENCODERS.items():
+    for name, (known_class, known_kwargs) in known_encoders().items():
         if extractor_class is known_class and variant == known_kwargs.get("variant"):
             return {"name": name, "kwargs": _scalars("encoder kwargs", extractor_kwargs)}
     raise ValueError(f"The encoder {extractor_class} {variant or ''} is in no table; known: {', '.join(ENCODERS)}.")
@@ -213,7 +213,7 @@ def _describe_policy_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild_policy_kwargs(encoder: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = policy_kwargs(_known("encoder", encoder["name"], ENCODERS))
+    kwargs = policy_kwargs(_known("encoder", encoder["name"], known_encoders()))
     kwargs["features_extractor_kwargs"] |= _scalars("encoder kwargs", encoder["kwargs"])
     for key in rest:
         _known("policy_kwargs", key, POLICY_KWARGS)

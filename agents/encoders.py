@@ -9,6 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.baselines import ImpalaCNN, ImpoolaCNN
+from mnv4_rl.specs import NetworkSpec
 
 FEATURES_DIM = 512
 
@@ -20,6 +21,29 @@ ENCODERS: dict[str, _EncoderRow] = {
     **{name: (MNV4Extractor, {"variant": name}) for name in list_models()},
 }
 
+_OWN: dict[str, _EncoderRow] = {}
+
+
+def known_encoders() -> dict[str, _EncoderRow]:
+    """:data:`ENCODERS`, and those this process added."""
+    return ENCODERS | _OWN
+
+
+def add_encoder(name: str, spec: NetworkSpec) -> None:
+    """Let the agents and commands of this process know an encoder of your own by name.
+
+    Args:
+        name: What ``--encoder`` and :func:`policy_kwargs` will know it by.
+        spec: Its row.
+
+    Raises:
+        ValueError: If another encoder has that name.
+    """
+    row: _EncoderRow = (MNV4Extractor, {"variant": spec})
+    if known_encoders().get(name, row) != row:
+        raise ValueError(f"There already is an encoder called {name!r}; choose another name.")
+    _OWN[name] = row
+
 
 def policy_kwargs(encoder: str, features_dim: int = FEATURES_DIM) -> dict[str, Any]:
     """What SB3's policies need for an encoder.
@@ -28,17 +52,18 @@ def policy_kwargs(encoder: str, features_dim: int = FEATURES_DIM) -> dict[str, A
     64, which would compare heads, not encoders.
 
     Args:
-        encoder: A key of :data:`ENCODERS`.
+        encoder: A key of :data:`ENCODERS`, or a name given to :func:`add_encoder`.
         features_dim: Width of the features, at least 1.
 
     Raises:
         ValueError: For an unknown encoder, with the close matches.
     """
-    if encoder not in ENCODERS:
-        close = difflib.get_close_matches(encoder, ENCODERS, n=3, cutoff=0.5)
+    encoders = known_encoders()
+    if encoder not in encoders:
+        close = difflib.get_close_matches(encoder, encoders, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"There is no encoder called {encoder!r}.{hint} Known: {', '.join(ENCODERS)}.")
-    extractor_class, extractor_kwargs = ENCODERS[encoder]
+    extractor_class, extractor_kwargs = encoders[encoder]
     return {
         "features_extractor_class": extractor_class,
         "features_extractor_kwargs": {"features_dim": features_dim, **extractor_kwargs},

@@ -21,6 +21,7 @@ from agents.guards import NonFiniteError
 from agents.run_folder import RunFolder
 from agents.sessions import CheckpointPlan
 from agents.training import Outcome, Plan, Resume, go_on, needs_refill, rewind, train
+from experiments import candidates  # noqa: F401  makes their names known to --encoder
 from experiments.command import DIVERGED_CODE, INTERRUPTED_CODE, user_errors
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game

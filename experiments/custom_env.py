@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.performance import THREADS, tune
-from mnv4_rl.specs import Interval, check_ranges
+from mnv4_rl.specs import Interval, NetworkSpec, check_ranges
 
 SIZE = 64  # side of the picture in pixels
 CELL = 8  # side of a ball, and what a ball falls and the paddle moves in one step, in pixels
@@ -106,12 +106,12 @@ class CatchEnv(gym.Env):
         self.shade = int(self.np_random.integers(0, 100))
 
 
-def build_agent(env: VecEnv, encoder: str = "rl_s", seed: int = 0) -> PPO:
+def build_agent(env: VecEnv, encoder: str | NetworkSpec = "rl_s", seed: int = 0) -> PPO:
     """SB3's PPO on pictures; everything but the encoder is the same for every encoder.
 
     Args:
         env: Environments with pictures for observations.
-        encoder: ``"nature"`` for SB3's NatureCNN, or any name of :func:`mnv4_rl.list_models`.
+        encoder: ``"nature"`` for SB3's NatureCNN, any name of :func:`mnv4_rl.list_models`, or a row of your own.
         seed: Seed of weights, actions and environments.
     """
     # net_arch=[]: otherwise SB3 adds two tanh layers behind every encoder but its own.

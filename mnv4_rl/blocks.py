@@ -267,6 +267,8 @@ class MobileMQA(nn.Module):
         arXiv:2404.10518 section 4. Aliases: timm MobileAttention with MultiQueryAttention2d.
     """
 
+    has_skip = True
+
     def __init__(
         self,
         channels: int,

@@ -126,7 +126,7 @@ class MNV4Extractor(ImageExtractor):
     Args:
         observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
         features_dim: Width of the features, at least 1.
-        variant: Any name of :func:`mnv4_rl.list_models`.
+        variant: Any name of :func:`mnv4_rl.list_models`, or a :class:`mnv4_rl.specs.NetworkSpec` of your own.
         normalized_image: Trust that a float image is scaled, whatever its bounds.
         channels_last: Whether the image is (H, W, C) when it arrives here; None decides as SB3 does, by the smallest
             axis. SB3 itself moves the channels of uint8 images to the front.
@@ -149,7 +149,7 @@ class MNV4Extractor(ImageExtractor):
         self,
         observation_space: gym.Space,
         features_dim: int = 512,
-        variant: str = "rl_s",
+        variant: str | NetworkSpec = "rl_s",
         normalized_image: bool = False,
         channels_last: bool | None = None,
         grid: int | None = None,

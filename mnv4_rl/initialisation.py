@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch as th
 from torch import Tensor, nn
 
-from mnv4_rl.blocks import UIB, FusedIB, Stem
+from mnv4_rl.blocks import UIB, FusedIB, MobileMQA, Stem
 
 _PICTURES, _SIDE = 16, 64
 
@@ -55,9 +55,10 @@ def calibrate(stem: Stem, stages: nn.Sequential, in_channels: int, skip_gain: fl
     x = x / _scale(stem.conv.conv, x, 1.0)
     for stage in stages.children():
         for block in stage.children():
-            if isinstance(block, FusedIB | UIB):
+            if isinstance(block, FusedIB | UIB | MobileMQA):
                 added = block(x) - x if block.has_skip else block(x)
-                _scale(block.project.conv, added, skip_gain * float(x.std()) if block.has_skip else 1.0)
+                last = block.value if isinstance(block, MobileMQA) else block.project.conv  # linear in both
+                _scale(last, added, skip_gain * float(x.std()) if block.has_skip else 1.0)
             x = block(x)
 
 

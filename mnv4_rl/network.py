@@ -45,10 +45,7 @@ class Network(nn.Module):
         super().__init__()
         self.spec = spec
         self.in_channels = in_channels
-        stem_activation = spec.activation if spec.stem.activation else None
-        self.stem = Stem(
-            in_channels, spec.stem.out_channels, spec.stem.kernel_size, spec.stem.stride, spec.norm, stem_activation
-        )
+        self.stem = build_stem(spec, in_channels)
         self.stages = stages
         self.head = head
         initialise(self)
@@ -216,6 +213,14 @@ def _(block: MobileMQASpec, in_channels: int, network: NetworkSpec) -> tuple[nn.
         network.layer_scale,
     )
     return attention, in_channels
+
+
+def build_stem(network: NetworkSpec, in_channels: int) -> Stem:
+    """The stem, with the network's norm unless its row names another."""
+    row = network.stem
+    norm = network.norm if row.norm is None else row.norm
+    activation = network.activation if row.activation else None
+    return Stem(in_channels, row.out_channels, row.kernel_size, row.stride, norm, activation)
 
 
 def build_stages(network: NetworkSpec) -> nn.Sequential:

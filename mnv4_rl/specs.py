@@ -127,16 +127,20 @@ class StemSpec:
     """First layer: pixels -> channels. A kernel as large as its stride cuts the image into patches.
 
     Attributes:
+        norm: Norm after the convolution, None for the network's.
         activation: Whether the network's activation follows the norm.
     """
 
     out_channels: int
     kernel_size: int = 3
     stride: int = 1
+    norm: NormName | None = None
     activation: bool = True
 
     def __post_init__(self) -> None:
         check_positive(out_channels=self.out_channels, kernel_size=self.kernel_size, stride=self.stride)
+        if self.norm is not None:
+            check_choice("norm", self.norm, NORMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +286,7 @@ class NetworkSpec:
     Attributes:
         name: Registry name.
         family: Where the variant comes from: the README family, the paper, or made for RL.
-        norm: Norm after the stem and after each block's last convolution.
+        norm: Norm after the stem, unless it names its own, and after each block's last convolution.
         inner_norm: Norm after the other convolutions of a block; without one they have a bias.
         layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
         skip_gain: Without norms, what a block with a skip adds at first, as a share of its input.
@@ -331,11 +335,13 @@ class NetworkSpec:
         GroupNorm with 8 channels a group takes its place, and layer scales are dropped: a scale of 1e-5 after a block
         without a residual relies on the next BatchNorm to restore the signal.
         """
-        if "batch" not in (self.norm, self.inner_norm):
+        if "batch" not in (self.norm, self.inner_norm, self.stem.norm):
             return self
-        swapped = {"norm": "group" if self.norm == "batch" else self.norm}
-        swapped["inner_norm"] = "group" if self.inner_norm == "batch" else self.inner_norm
-        return replace(self, layer_scale=None, **swapped)  # type: ignore[arg-type]
+        stem_norm, norm, inner_norm = (
+            "group" if name == "batch" else name for name in (self.stem.norm, self.norm, self.inner_norm)
+        )
+        stem = replace(self.stem, norm=stem_norm)
+        return replace(self, layer_scale=None, stem=stem, norm=norm, inner_norm=inner_norm)  # type: ignore[arg-type]
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:

@@ -1,0 +1,187 @@
+"""The encoders that were tried for ``rl_s`` and ``rl_m``: each a change to the row of ``rl_s``.
+
+Importing this module makes their names known to ``--encoder``. What they cost and reached is in
+``experiments/results/encoder_study.md``, which ``experiments/encoder_study.py`` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agents.encoders import add_encoder
+from mnv4_rl.registry import get_spec
+from mnv4_rl.specs import (
+    BlockSpec,
+    FusedIBSpec,
+    MobileMQASpec,
+    NetworkSpec,
+    SESpec,
+    StemSpec,
+    UIBSpec,
+)
+
+BASE = get_spec("rl_s")
+PREFIX = "rl_s-"  # of every candidate's name
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the study.
+
+    Attributes:
+        question: Which choice it is about.
+        change: What differs from ``rl_s``.
+        spec: The row.
+        verdict: What came of it, in a line; written after the measurements.
+    """
+
+    question: str
+    change: str
+    spec: NetworkSpec
+    verdict: str
+
+
+def stem(out_channels: int = 16, kernel_size: int = 4, stride: int = 4, **kwargs: Any) -> StemSpec:
+    """rl_s's stem: 4x4 patches, 16 filters, no norm of its own, no activation."""
+    return StemSpec(out_channels=out_channels, kernel_size=kernel_size, stride=stride, **{"activation": False} | kwargs)
+
+
+def fused(out_channels: int, expanded_channels: int, stride: int = 2) -> FusedIBSpec:
+    """A fused inverted bottleneck."""
+    return FusedIBSpec(out_channels=out_channels, expanded_channels=expanded_channels, stride=stride)
+
+
+def uib(out_channels: int, expanded_channels: int, start: int = 0, middle: int = 0, stride: int = 1) -> UIBSpec:
+    """A universal inverted bottleneck with depthwise kernels ``start`` and ``middle``."""
+    return UIBSpec(
+        out_channels=out_channels,
+        expanded_channels=expanded_channels,
+        start_dw_kernel_size=start,
+        middle_dw_kernel_size=middle,
+        stride=stride,
+    )
+
+
+FUSED_21, FUSED_11 = fused(32, 32), fused(48, 64)  # 21 -> 11 -> 6
+UIB_6 = uib(48, 96, start=3)
+
+
+def blocks(first: BlockSpec = FUSED_21, second: BlockSpec = FUSED_11, *last: BlockSpec) -> dict[str, Any]:
+    """Three stages, the last rl_s's own two blocks unless others are given."""
+    return {"stages": ((first,), (second,), last or (UIB_6, UIB_6))}
+
+
+def head(**kwargs: Any) -> dict[str, Any]:
+    """rl_s's head with changes."""
+    return {"head": replace(BASE.head, **kwargs)}
+
+
+MQA = MobileMQASpec(num_heads=4, key_dim=12)
+M_FUSED, M_UIB, M_MQA = (fused(48, 48), fused(64, 96)), uib(64, 192, start=3), MobileMQASpec(num_heads=4, key_dim=16)
+STEM, EARLY, LATE, NORM, SHAPE, HEAD, MIX, LARGER = (
+    "stem", "downsampling blocks", "last stage", "norm", "activation and residual", "head", "gating and attention",
+    "rl_m",
+)  # fmt: skip
+# name, question, what differs from rl_s, fields of the row that change, verdict
+_ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
+    ("stem_8x8", STEM, "8x8/4 patches that overlap", {"stem": stem(kernel_size=8)}, ""),
+    ("stem_8x8_32", STEM, "NatureCNN's first layer: 8x8/4, 32 filters", {"stem": stem(32, 8)}, ""),
+    ("stem_24", STEM, "24 filters", {"stem": stem(24)}, ""),
+    ("stem_32", STEM, "32 filters", {"stem": stem(32)}, ""),
+    ("stem_relu", STEM, "ReLU after the stem", {"stem": stem(activation=True)}, ""),
+    (
+        "stem_3x3",
+        STEM,
+        "two 3x3/2 convolutions to 21x21, as the paper's",
+        {"stem": stem(16, 3, 2, activation=True), "stages": ((fused(16, 16),), (FUSED_21,), (FUSED_11,), (UIB_6,) * 2)},
+        "",
+    ),
+    ("ib_21", EARLY, "IB in place of the FusedIB at 21x21", blocks(uib(32, 64, middle=3, stride=2)), ""),
+    ("extradw_21", EARLY, "ExtraDW in place of the FusedIB at 21x21", blocks(uib(32, 64, 3, 3, 2)), ""),
+    ("ib_11", EARLY, "IB in place of the FusedIB at 11x11", blocks(FUSED_21, uib(48, 128, middle=3, stride=2)), ""),
+    ("extradw_11", EARLY, "ExtraDW in place of the FusedIB at 11x11", blocks(FUSED_21, uib(48, 128, 3, 3, 2)), ""),
+    ("uib_5x5", LATE, "5x5 depthwise kernels", blocks(FUSED_21, FUSED_11, *(uib(48, 96, start=5),) * 2), ""),
+    (
+        "uib_ib",
+        LATE,
+        "IB: depthwise after the expansion",
+        blocks(FUSED_21, FUSED_11, *(uib(48, 96, middle=3),) * 2),
+        "",
+    ),
+    ("uib_extradw", LATE, "ExtraDW: both", blocks(FUSED_21, FUSED_11, *(uib(48, 96, 3, 3),) * 2), ""),
+    ("uib_ffn", LATE, "second block an FFN", blocks(FUSED_21, FUSED_11, UIB_6, uib(48, 96)), ""),
+    ("one_uib", LATE, "one block", blocks(FUSED_21, FUSED_11, UIB_6), ""),
+    ("three_uibs", LATE, "three blocks", blocks(FUSED_21, FUSED_11, UIB_6, UIB_6, UIB_6), ""),
+    (
+        "wide",
+        LATE,
+        "1.5 times as wide",
+        {"stem": stem(24), **blocks(fused(48, 48), fused(64, 96), *(uib(64, 144, start=3),) * 2)},
+        "",
+    ),
+    (
+        "narrow",
+        LATE,
+        "0.67 times as wide",
+        {"stem": stem(12), **blocks(fused(24, 24), fused(32, 40), *(uib(32, 64, start=3),) * 2)},
+        "",
+    ),
+    ("layer_norm", NORM, "channel LayerNorm after stem and blocks", {"norm": "layer"}, ""),
+    ("layer_norm_stem", NORM, "channel LayerNorm after the stem alone", {"stem": stem(norm="layer")}, ""),
+    ("layer_norm_blocks", NORM, "channel LayerNorm after the blocks", {"norm": "layer", "stem": stem(norm="none")}, ""),
+    ("group_norm_blocks", NORM, "GroupNorm after the blocks", {"norm": "group", "stem": stem(norm="none")}, ""),
+    (
+        "group_norm",
+        NORM,
+        "GroupNorm after every convolution",
+        {"norm": "group", "inner_norm": "group"},
+        "",
+    ),
+    ("silu", SHAPE, "SiLU in the blocks", {"activation": "silu"}, ""),
+    ("gelu", SHAPE, "GELU in the blocks", {"activation": "gelu"}, ""),
+    ("skip_1", SHAPE, "blocks with a skip start as strong as their input", {"skip_gain": 1.0}, ""),
+    ("skip_0.1", SHAPE, "blocks with a skip start almost silent", {"skip_gain": 0.1}, ""),
+    ("layer_scale", SHAPE, "a learned scale a channel, 1 at first", {"layer_scale": 1.0}, ""),
+    ("pool_4", HEAD, "map averaged to 4x4", head(grid=4), ""),
+    ("gap", HEAD, "map averaged to one position", head(grid=1), ""),
+    ("squeeze_24", HEAD, "1x1 convolution to 24 channels before the layer", head(squeeze_channels=24), ""),
+    ("head_relu", HEAD, "ReLU on the features", head(activation="relu"), ""),
+    ("head_no_norm", HEAD, "no LayerNorm on the features, ReLU", head(norm="none", activation="relu"), ""),
+    ("se", MIX, "squeeze and excitation after the last block", blocks(FUSED_21, FUSED_11, UIB_6, UIB_6, SESpec()), ""),
+    ("mqa", MIX, "MobileMQA after the last block", blocks(FUSED_21, FUSED_11, UIB_6, UIB_6, MQA), ""),
+    ("mqa_for_uib", MIX, "MobileMQA in place of the last block", blocks(FUSED_21, FUSED_11, UIB_6, MQA), ""),
+    (
+        "m_deep",
+        LARGER,
+        "1.5 times as wide, four blocks of 192",
+        {"stem": stem(24), **blocks(*M_FUSED, *(M_UIB,) * 4)},
+        "",
+    ),
+    ("m_stem_32", LARGER, "stem of 32, three blocks of 192", {"stem": stem(32), **blocks(*M_FUSED, *(M_UIB,) * 3)}, ""),
+    (
+        "m_fused_11",
+        LARGER,
+        "1.5 times as wide, a second FusedIB at 11x11",
+        {"stem": stem(24), "stages": ((M_FUSED[0], fused(48, 48, 1)), (M_FUSED[1],), (uib(64, 144, start=3),) * 2)},
+        "",
+    ),
+    ("m_mqa", LARGER, "1.5 times as wide, MobileMQA", {"stem": stem(24), **blocks(*M_FUSED, M_UIB, M_UIB, M_MQA)}, ""),
+    (
+        "m_stem_8x8",
+        LARGER,
+        "1.5 times as wide, overlapping patches",
+        {"stem": stem(24, 8), **blocks(*M_FUSED, *(uib(64, 144, start=3),) * 2)},
+        "",
+    ),
+)
+
+
+def _candidate(name: str, question: str, change: str, fields: dict[str, Any], verdict: str) -> Candidate:
+    return Candidate(question, change, replace(BASE, name=PREFIX + name, **fields), verdict)
+
+
+CANDIDATES: dict[str, Candidate] = {PREFIX + row[0]: _candidate(*row) for row in _ROWS}
+
+for _name, _row in CANDIDATES.items():
+    add_encoder(_name, _row.spec)

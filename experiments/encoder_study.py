@@ -1,0 +1,274 @@
+"""The study behind ``rl_s`` and ``rl_m``: what every candidate costs, how soon it learns, and one table of it all.
+
+    python experiments/encoder_study.py --steps time     # cost of every candidate; with nothing else running
+    python experiments/encoder_study.py --steps catch    # all of them on a small catching game, a minute each
+    python experiments/encoder_study.py --steps race --promising rl_s-mqa rl_s-se     # Pong
+    python experiments/encoder_study.py                  # the table, from the files of the other three
+
+The candidates are rows in ``experiments/candidates.py``. ``catch`` and ``race`` keep what is there and do the rest.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from tqdm import tqdm
+
+from agents.safe_files import make_folder, write_file
+from experiments import benchmark, race
+from experiments.atari_run import shown
+from experiments.candidates import BASE, CANDIDATES
+from experiments.command import parse, user_errors
+from experiments.custom_env import CatchEnv, build_agent
+from experiments.measuring import machine
+from experiments.publish import RESULTS
+from experiments.race_results import RaceRun, read_races
+from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.specs import Interval, check_choice, check_ranges
+
+Step = Literal["time", "catch", "race", "table"]
+STEPS: tuple[Step, ...] = ("time", "catch", "race", "table")
+NAME = "encoder_study"
+REFERENCES = ("nature", BASE.name)
+CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
+PONG_TIMESTEPS = (250_000, 500_000)
+_RANGES = {"total_timesteps": Interval(1), "jobs": Interval(1), "threads": THREADS, "seed": Interval(0, 2 * 10**9)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Time, train and race the candidates for rl_s and rl_m, and write the table."""
+
+    steps: tuple[Step, ...] = ("table",)
+    """What to do; the table needs the files of the other steps."""
+    promising: tuple[str, ...] = (*REFERENCES, *CANDIDATES)
+    """Encoders that race; the default is all of them, which takes days."""
+    total_timesteps: int = PONG_TIMESTEPS[-1]
+    """Agent timesteps of each run of the race."""
+    jobs: int = 1
+    """Runs of the race side by side."""
+    threads: int = 1
+    """CPU threads of each measurement and run."""
+    seed: int = 0
+    """Seed of weights, actions and games."""
+    race_dir: Path = Path("runs/races")
+    """Folder for the run folders of the race."""
+    results_dir: Path = RESULTS
+    """Folder for the CSVs and the table."""
+
+    def check(self) -> None:
+        """Refuse flags that cannot work.
+
+        Raises:
+            ValueError: Naming the flag, what came and what is allowed.
+        """
+        check_ranges(self, _RANGES)
+        for step in self.steps:
+            check_choice("steps", step, STEPS)
+
+    def path(self, what: str) -> Path:
+        """A file of the study."""
+        return self.results_dir / f"{NAME}{what}"
+
+
+def time_all(config: StudyConfig) -> None:
+    """Cost of every candidate against NatureCNN, as the benchmark measures it."""
+    settings = benchmark.BenchmarkConfig(
+        parts=("encoders",),
+        encoders=(*REFERENCES, *CANDIDATES),
+        dtypes=("fp32",),
+        devices=("cpu",),
+        forward_batches=(8,),
+        min_seconds=0.1,
+    )
+    comments = [f"{key}: {value}" for key, value in machine().items()]
+    path = config.path("_costs.csv")
+    rows = benchmark.run(benchmark.plan_encoders(settings), [], settings, lambda rows: None)
+    benchmark.write_csv(path, rows, comments)
+
+
+class CatchCurve(BaseCallback):
+    """Notes the mean return of the last 20 training episodes at given timesteps."""
+
+    def __init__(self, timesteps: Sequence[int], bar: tqdm) -> None:
+        super().__init__()
+        self.timesteps, self.bar = timesteps, bar
+        self.returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps in self.timesteps:
+            assert self.model.ep_info_buffer is not None
+            self.returns.append(float(np.mean([episode["r"] for episode in self.model.ep_info_buffer])))
+
+
+def catch_all(config: StudyConfig) -> None:
+    """Train every candidate on the catching game; a CSV with a row each, those in it already are kept."""
+    path = config.path("_catch.csv")
+    rows = read_rows(path) if path.is_file() else []
+    missing = [name for name in (*REFERENCES, *CANDIDATES) if name not in {row["encoder"] for row in rows}]
+    with tqdm(total=len(missing) * CATCH_TIMESTEPS[-1], unit="step", unit_scale=True, dynamic_ncols=True) as bar:
+        for name in missing:
+            bar.set_postfix_str(name)
+            curve = CatchCurve(CATCH_TIMESTEPS, bar)
+            encoder = CANDIDATES[name].spec if name in CANDIDATES else name
+            agent = build_agent(make_vec_env(CatchEnv, 8), encoder, config.seed)
+            agent.learn(CATCH_TIMESTEPS[-1], callback=curve)
+            returns = {f"return_{t}": f"{r:.3g}" for t, r in zip(CATCH_TIMESTEPS, curve.returns, strict=True)}
+            rows.append({"encoder": name, "seed": config.seed, **returns})
+            write_rows(path, rows)
+
+
+def race_promising(config: StudyConfig) -> None:
+    """Race the promising candidates on Pong, by the command everybody uses."""
+    flags = ["--name", NAME, "--games", "pong", "--encoders", *config.promising, "--seeds", str(config.seed)]
+    flags += ["--total-timesteps", str(config.total_timesteps)]
+    flags += ["--jobs", str(config.jobs), "--threads", str(config.threads)]
+    race.main([*flags, "--race-dir", str(config.race_dir), "--results-dir", str(config.results_dir)])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV, without its comment lines.
+
+    Raises:
+        ValueError: If the file is not there, with the step that writes it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; write it first with --steps time, catch or race.")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a CSV; an existing file is replaced once the new one is complete."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
+
+
+def score_at(run: RaceRun, timesteps: int) -> float | None:
+    """Mean raw score of the last 100 games at a timestep, None if the run did not get there."""
+    steps = run.clock("timesteps")
+    if steps[-1] < 0.97 * timesteps:  # a rollout and the spacing of a curve's points
+        return None
+    return float(np.interp(timesteps, steps, run.scores))
+
+
+class Measured(NamedTuple):
+    """Rows of the two CSVs, and the runs of the races."""
+
+    costs: list[dict[str, Any]]
+    catch: list[dict[str, Any]]
+    runs: list[RaceRun]
+
+
+def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
+    """Everything measured of one encoder; empty where it was not."""
+    mine = {row["task"]: row for row in measured.costs if row["model"] == name}
+    caught: dict[str, Any] = next((row for row in measured.catch if row["encoder"] == name), {})
+    run = next((run for run in measured.runs if (run.encoder, run.seed) == (name, seed)), None)
+    scores = {f"pong_{t}": None if run is None else score_at(run, t) for t in PONG_TIMESTEPS}
+    train, forward = mine.get("forward+backward", {}), mine.get("forward", {})
+    return {
+        "encoder": name,
+        **{key: train.get(key, "") for key in ("parameters", "macs", "saved_bytes")},
+        "train_ratio": train.get("ratio", ""),
+        "forward_8_ratio": forward.get("ratio", ""),
+        **{f"catch_{t}": caught.get(f"return_{t}", "") for t in CATCH_TIMESTEPS},
+        **{key: "" if score is None else f"{score:.1f}" for key, score in scores.items()},
+    }
+
+
+HEADINGS = (
+    "encoder", "what differs", "params", "MMACs", "kB saved", "train", "forward 8", "Catch 8k", "Catch 16k",
+    "Pong 250k", "Pong 500k", "verdict",
+)  # fmt: skip
+LEGEND = """Params, MMACs and bytes saved for backward (kB) of one 4x84x84 image. Train and forward 8: images a second
+over NatureCNN's in the same round, forward and backward at batch 256 and forward at batch 8, fp32, median of 7 rounds.
+Catch: mean return of the last 20 training episodes after so many steps of `experiments/custom_env.py` (10 is the most,
+2.4 chance), one seed. Pong: mean raw score of the last 100 training games after so many agent steps of
+`experiments/atari_ppo.py` (-21 to 21), one seed, so differences of a few points mean nothing. Empty: not run."""
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, a part for every question."""
+    questions = {row["question"]: None for row in rows}
+    parts = ["# The encoder study\n", LEGEND]
+    for question in questions:
+        parts += [f"\n## {question}\n", *_lines(HEADINGS, [cells(row) for row in rows if row["question"] == question])]
+    return "\n".join(parts) + "\n"
+
+
+def _lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = "|---" * len(headings) + "|"
+    return [f"| {' | '.join(headings)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One encoder's row for reading."""
+
+    def number(key: str, style: str, scale: float = 1) -> str:
+        return format(float(row[key]) * scale, style) if row[key] != "" else ""
+
+    measured = [number("parameters", ",.0f"), number("macs", ".1f", 1e-6), number("saved_bytes", ",.0f", 1e-3)]
+    measured += [number("train_ratio", ".2f") + "x", number("forward_8_ratio", ".2f") + "x"]
+    measured += [str(row[f"catch_{t}"]) for t in CATCH_TIMESTEPS] + [str(row[f"pong_{t}"]) for t in PONG_TIMESTEPS]
+    return [row["encoder"], row["change"], *measured, row["verdict"]]
+
+
+def collect(config: StudyConfig) -> list[dict[str, Any]]:
+    """What was measured of every encoder, with its question and verdict."""
+    races = read_races(sorted(config.results_dir.glob(f"race_{NAME}*.csv")))
+    measured = Measured(read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv")), races)
+    rows = []
+    for name in (*REFERENCES, *CANDIDATES):
+        about = {"question": "reference", "change": "", "verdict": ""}
+        if name in CANDIDATES:
+            row = CANDIDATES[name]
+            about = {"question": row.question, "change": row.change, "verdict": row.verdict}
+        rows.append(columns(name, measured, config.seed) | about)
+    return rows
+
+
+def write_table(config: StudyConfig) -> None:
+    """Write the study as CSV and as markdown."""
+    rows = collect(config)
+    write_rows(config.path(".csv"), rows)
+    write_file(config.path(".md"), markdown(rows).encode())
+
+
+WORK = {"time": time_all, "catch": catch_all, "race": race_promising, "table": write_table}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Do the steps that were asked for, and say where the results are."""
+    config = parse(StudyConfig, args)
+    with user_errors():
+        config.check()
+        make_folder(config.results_dir)
+    tune(config.threads)
+    for step in config.steps:
+        with user_errors():
+            WORK[step](config)
+    print("\n".join(shown(path) for path in sorted(config.results_dir.glob(f"*{NAME}*"))))
+
+
+if __name__ == "__main__":
+    main()
