@@ -140,19 +140,31 @@ def test_classifier_starts_small_and_biases_at_zero(name):
     assert not any(m.bias.any() for m in linear)
 
 
-@pytest.mark.parametrize("name", list_models("rl"))
-def test_blocks_without_norms_start_with_unit_variance_on_plain_pictures(name):
+WITH_ATTENTION = replace(
+    get_spec("rl_s"), name="with_attention", stages=(*get_spec("rl_s").stages, (MobileMQASpec(num_heads=4, key_dim=8),))
+)
+
+
+@pytest.mark.parametrize("spec", [*map(get_spec, list_models("rl")), WITH_ATTENTION], ids=lambda spec: spec.name)
+def test_blocks_without_norms_start_with_unit_variance_on_plain_pictures(spec):
     state = th.get_rng_state()
     pictures = plain_pictures(4)
     assert th.equal(state, th.get_rng_state())
-    model = build(get_spec(name), 4, 0)
+    model = build(spec, 4, 0)
     x = model.stem(pictures)
     assert x.std().item() == pytest.approx(1.0, rel=1e-3)
     for block in (block for stage in model.stages for block in stage):
         added = block(x) - x if block.has_skip else block(x)
-        target = get_spec(name).skip_gain * x.std().item() if block.has_skip else 1.0
+        target = spec.skip_gain * x.std().item() if block.has_skip else 1.0
         assert added.std().item() == pytest.approx(target, rel=1e-3)
         x = block(x)
+
+
+def test_the_stem_may_have_a_norm_of_its_own():
+    spec = replace(get_spec("rl_s"), norm="layer")
+    assert isinstance(build(spec, 4, 0).stem.conv.norm, nn.LayerNorm)
+    spec = replace(spec, stem=replace(spec.stem, norm="none"))
+    assert isinstance(build(spec, 4, 0).stem.conv.norm, nn.Identity)
 
 
 # Errors

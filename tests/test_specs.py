@@ -64,6 +64,12 @@ def test_batch_norm_is_swapped_for_groups_and_layer_scale_goes_with_it():
     assert (spec.norm, spec.inner_norm, spec.layer_scale) == ("group", "none", None)
 
 
+def test_batch_norm_of_the_stem_alone_is_swapped_too():
+    spec = get_spec("rl_s")
+    with_batch = replace(spec, stem=replace(spec.stem, norm="batch"))
+    assert with_batch.without_batch_norm() == replace(spec, stem=replace(spec.stem, norm="group"))
+
+
 @pytest.mark.parametrize(
     ("channels", "rounded"), [(8, 8), (3, 8), (12, 16), (11, 16), (20, 24), (96 * 0.75, 72), (960 * 0.35, 336)]
 )
