@@ -35,6 +35,10 @@ _PACKAGES = ("torch", "stable-baselines3", "ale-py", "gymnasium", "numpy")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+class UnsavedError(OSError):
+    """The trained agent could not be exported."""
+
+
 class RunFolder:
     """The files of one run.
 
@@ -108,10 +112,18 @@ class RunFolder:
         write_file(self.config, yaml.safe_dump(config, sort_keys=False).encode())
 
     def save_model(self, model: BaseAlgorithm) -> None:
-        """Export the agent as SB3's zip; an earlier one is replaced once the new one is complete."""
+        """Export the agent as SB3's zip; an earlier one is replaced once the new one is complete.
+
+        Raises:
+            UnsavedError: If it cannot be written; an earlier one stays.
+        """
         partial = self.model.with_name("model.partial.zip")
-        model.save(partial)
-        os.replace(partial, self.model)
+        try:
+            model.save(partial)
+            os.replace(partial, self.model)
+        except (OSError, RuntimeError) as error:  # PyTorch's zip writer turns a full disk into a RuntimeError
+            partial.unlink(missing_ok=True)
+            raise UnsavedError(f"{self.model} cannot be written: {error}".splitlines()[0]) from error
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write the final evaluation as JSON."""

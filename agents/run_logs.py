@@ -6,14 +6,17 @@ import csv
 import errno
 import io
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, filter_excluded_keys
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils.tensorboard.writer import FileWriter, SummaryWriter
 
 from agents.run_folder import RunFolder
 from agents.safe_files import write_file
@@ -120,8 +123,65 @@ class TensorBoardWriter(TensorBoardOutputFormat):
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
-        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+        self.writer = SurvivingSummaryWriter(log_dir=str(folder), purge_step=purge_step)
         self._is_closed = False
+
+
+class SurvivingSummaryWriter(SummaryWriter):
+    """PyTorch's TensorBoard writer, whose full disk costs points and a warning, not the run."""
+
+    def _get_file_writer(self) -> FileWriter:
+        writer = super()._get_file_writer()
+        if not isinstance(writer.event_writer, EventFile):
+            writer.event_writer = EventFile(Path(self.log_dir), writer.event_writer)
+        return writer
+
+
+class EventFile:
+    """What PyTorch uses of tensorboard's event file; after a failure a new one is begun, a minute later at the soonest.
+
+    A failed file cannot be written to again: the thread that fills it has ended.
+
+    Args:
+        folder: Where event files go.
+        file: The first one.
+    """
+
+    retry_seconds = 60.0  # a failed file leaves a descriptor open
+
+    def __init__(self, folder: Path, file: EventFileWriter) -> None:
+        self._folder = folder
+        self._file: EventFileWriter | None = file
+        self._retry_at = 0.0
+
+    def add_event(self, event: Any) -> None:
+        """Add a point."""
+        if self._file is None and time.monotonic() >= self._retry_at:
+            with self._told():
+                self._file = EventFileWriter(str(self._folder))
+        if self._file is not None:
+            with self._told():
+                self._file.add_event(event)
+
+    def flush(self) -> None:
+        """Bring what was added to the disk."""
+        if self._file is not None:
+            with self._told():
+                self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        if self._file is not None:
+            with self._told():
+                self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._file, self._retry_at = None, time.monotonic() + self.retry_seconds
+            warnings.warn(f"TensorBoard's file in {self._folder} lost points: {error}", RuntimeWarning, stacklevel=3)
 
 
 def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,11 +18,11 @@ from agents.callbacks import EnvTimer
 from agents.checkpoint import newest_checkpoint
 from agents.encoders import policy_kwargs
 from agents.guards import NonFiniteError
-from agents.run_folder import RunFolder
+from agents.run_folder import RunFolder, UnsavedError
 from agents.sessions import CheckpointPlan
 from agents.training import Outcome, Plan, Resume, go_on, needs_refill, rewind, train
 from experiments import candidates  # noqa: F401  makes their names known to --encoder
-from experiments.command import DIVERGED_CODE, INTERRUPTED_CODE, user_errors
+from experiments.command import DIVERGED_CODE, INTERRUPTED_CODE, USER_ERROR_CODE, user_errors
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game
 from mnv4_rl.performance import THREADS, Tuning, tune
@@ -168,7 +168,7 @@ def check_unfinished(config: AtariConfig, resume: Resume, run: RunFolder) -> Non
 
 
 def train_session(config: AtariConfig, session: Session, run: RunFolder, checkpoints: CheckpointPlan) -> Outcome:
-    """Train; a run whose numbers become NaN or infinite ends with one line: which, and where it was still good."""
+    """Train; NaN, infinity or a model that cannot be saved end the run with one line: what, and what is still good."""
     n_envs = min(config.evaluation_games, MAX_EVALUATION_ENVS)
     try:
         return train(
@@ -184,6 +184,11 @@ def train_session(config: AtariConfig, session: Session, run: RunFolder, checkpo
         kept = f"The last good checkpoint is {shown(good)}" if good else "There is no checkpoint before it"
         print(f"error: training stopped: {error} {kept}; try a lower learning rate.", file=sys.stderr)
         sys.exit(DIVERGED_CODE)
+    except UnsavedError as error:
+        good = newest_checkpoint(run.path)
+        kept = f"the newest checkpoint is {shown(good)}" if good else "there is no checkpoint"
+        print(f"error: {error}; {kept}. Make room, then go on with --resume {shown(run.path)}", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
 
 
 def check_device(device: str) -> None:

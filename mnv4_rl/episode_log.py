@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +42,7 @@ class EpisodeLog:
         self.t_start = time.time()
         self._writer: ResultsWriter | None = None
         if monitor_path is not None:
-            path = _with_suffix(monitor_path)
+            path = self._path = _with_suffix(monitor_path)
             continued = path.exists() and path.stat().st_size > 0
             if continued:
                 self.t_start = _read_start(path)
@@ -68,14 +71,25 @@ class EpisodeLog:
             "t": round(time.time() - self.t_start, 6),
         }
         if self._writer is not None:
-            self._writer.write_row({**episode, "env": index})
+            # What a full disk refuses stays in the file's buffer and is written with the next row.
+            with self._told():
+                self._writer.write_row({**episode, "env": index})
         self.scores[index] = self.lengths[index] = 0
         return episode
 
     def close(self) -> None:
         """Close the monitor file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._told():
+                self._writer.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A disk that is full costs a warning, not the run."""
+        try:
+            yield
+        except OSError as error:
+            warnings.warn(f"{self._path} could not be written for now: {error}", RuntimeWarning, stacklevel=3)
 
 
 def _with_suffix(path: str | Path) -> Path:
