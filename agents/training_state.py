@@ -64,8 +64,9 @@ def capture(model: BaseAlgorithm, clock: Clock) -> State:
 
 def restore_counters(model: BaseAlgorithm, state: State) -> None:
     """Step count, progress and recent games; to be called before ``learn(reset_num_timesteps=False)``."""
-    for name, value in state["counters"].items():
-        setattr(model, name, value)
+    for name in _COUNTERS:  # by our list, not the file's
+        if name in state["counters"]:
+            setattr(model, name, state["counters"][name])
     model.ep_info_buffer = deque(state["games"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
 

@@ -1,6 +1,7 @@
 """Agents on disk: equal after loading, refused when damaged, and no way to make loading run anything."""
 
 import base64
+import contextlib
 import errno
 import json
 import os
@@ -27,7 +28,8 @@ from agents.checkpoint import (
 )
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.guards import NonFiniteError
-from agents.training_state import Clock, capture
+from agents.replay_file import read_replay
+from agents.training_state import Clock, capture, restore_counters, restore_session
 from tests.tiny_env import ActionsAsImage, tiny_env, tiny_ppo
 
 
@@ -403,6 +405,46 @@ def test_replay_comes_back_with_the_checkpoint(tmp_path):
 def restored_ends_with_a_cut(buffer):
     """No n-step return may run from the last saved transition into a freshly reset game."""
     return buffer.dones[buffer.pos - 1].all() and buffer.timeouts[buffer.pos - 1].all()
+
+
+def written(model, folder):
+    return write_checkpoint(model, folder, capture(model, Clock()), agent_format.describe(model), with_replay=True)
+
+
+def test_training_state_runs_no_payload_in_any_place_and_sets_nothing_but_counters(tmp_path):
+    model, mark = dqn("dqn"), tmp_path / "mark"
+    state = checkpoint.read_state(written(model, tmp_path))
+    places = [path for path in leaves(state) if path[-1:] not in [(i,) for i in range(3, 700)]]  # generators are long
+    assert len(places) > 20
+    for place in places:
+        poisoned = replaced(state, place, payload(mark))
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            restore_counters(model, poisoned)
+            restore_session(model, poisoned)
+    assert not mark.exists()
+    restore_counters(model, {**state, "counters": {**state["counters"], "policy": "gone"}})
+    assert model.policy != "gone"
+
+
+def test_replay_file_with_a_payload_in_any_of_its_arrays_is_refused(tmp_path):
+    model, mark = dqn("dqn"), tmp_path / "mark"
+    path = written(model, tmp_path) / checkpoint.REPLAY
+    with np.load(path) as saved:
+        arrays = {name: saved[name] for name in saved.files}
+    evil = np.empty(1, dtype=object)
+    evil[0] = Marker(mark)
+    for name in arrays:
+        np.savez(path, allow_pickle=True, **arrays | {name: evil})
+        with pytest.raises(ValueError, match="allow_pickle=False"):
+            read_replay(model.replay_buffer, path)
+    path.write_bytes(pickle.dumps(Marker(mark)))
+    with pytest.raises(ValueError):
+        read_replay(model.replay_buffer, path)
+    assert not mark.exists()
+    np.savez(path, allow_pickle=True, evil=evil)
+    with np.load(path, allow_pickle=True) as control:  # the payload is real
+        control["evil"]
+    assert mark.exists()
 
 
 def test_checkpoint_of_another_encoder_is_refused(run):

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.checkpoint import newest_checkpoint
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.run_logs import STEP, read_rows
-from experiments import atari_ppo
+from experiments import atari_dqn, atari_ppo
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.performance import tune
 
@@ -25,13 +25,17 @@ FLAGS += ["--encoder", "nature", "--evaluation-games", "0", "--device", "cpu", "
 FLAGS += ["--total-timesteps", "1000000"]
 
 
-def run_session(flags, log):
+DQN_FLAGS = ["--n-envs", "2", "--dqn.batch-size", "8", "--dqn.learning-starts", "8", "--dqn.buffer-size", "500"]
+DQN_FLAGS += [*FLAGS[FLAGS.index("--threads") :], "--checkpoint-replay"]
+
+
+def run_session(main, flags, log):
     """The real command, as its own process; what it prints goes to a file."""
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
-    atari_ppo.main(flags)
+    main(flags)
 
 
 def wait_until(condition, process, seconds=120):
@@ -54,7 +58,7 @@ def test_run_survives_twenty_kills(tmp_path):
     for kill in range(KILLS + 1):
         newest = newest_checkpoint(run)
         flags = ["--resume", str(run)] if kill else ["--run-dir", str(run), *FLAGS]
-        process = context.Process(target=run_session, args=(flags, tmp_path / f"{kill}.log"))
+        process = context.Process(target=run_session, args=(atari_ppo.main, flags, tmp_path / f"{kill}.log"))
         process.start()
         log = tmp_path / f"{kill}.log"
         wait_until(lambda log=log: log.exists() and "run folder" in log.read_text(), process)
@@ -72,13 +76,46 @@ def test_run_survives_twenty_kills(tmp_path):
         partial_writes += bool(list((run / "checkpoints").glob("*.partial")))
         steps = steps_of(run)
         assert steps == list(range(8, 8 * len(steps) + 1, 8))  # no gap, no repeated step
-        reached.append(int(newest_checkpoint(run).name) if newest_checkpoint(run) else 0)
+        reached.append(newest_timestep(run))
     assert partial_writes >= KILLS // 4
     assert reached == sorted(reached) and reached[-1] > 0
     events = EventAccumulator(str(run))
     events.Reload()
     logged = [event.step for event in events.Scalars("time/fps")]
     assert logged == sorted(set(logged))
+
+
+@pytest.mark.slow
+def test_dqn_with_its_replay_survives_kills(tmp_path):
+    """As above; every other kill comes while a checkpoint, the replay in it, is written."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.atari_dqn"])
+    rng, run, partial_writes, reached = random.Random(0), tmp_path / "run", 0, [0]
+    for kill in range(8):
+        flags = ["--resume", str(run)] if kill else ["--run-dir", str(run), *DQN_FLAGS]
+        process = context.Process(target=run_session, args=(atari_dqn.main, flags, tmp_path / f"{kill}.log"))
+        process.start()
+        wait_until(lambda: newest_timestep(run) > reached[-1], process)
+        if kill % 2:
+            wait_until(lambda: list((run / "checkpoints").glob("*.partial")), process)
+        else:
+            time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        partial_writes += bool(list((run / "checkpoints").glob("*.partial")))
+        reached.append(newest_timestep(run))
+        assert (newest_checkpoint(run) / "replay.npz").is_file()
+        if kill:
+            assert f"resumed from timestep {reached[-2]:,}" in (tmp_path / f"{kill}.log").read_text()
+        steps = steps_of(run)
+        assert steps == sorted(set(steps))
+    assert partial_writes >= 2
+    assert reached == sorted(set(reached))
+
+
+def newest_timestep(run):
+    checkpoint = newest_checkpoint(run)
+    return int(checkpoint.name) if checkpoint else 0
 
 
 def resident():
