@@ -14,6 +14,7 @@ import torch as th
 from torch import Tensor, nn
 
 from mnv4_rl.extractors import ImageExtractor
+from mnv4_rl.layers import MAX_BYTE
 from mnv4_rl.specs import check_positive
 
 IMPALA_CHANNELS = (16, 32, 32)
@@ -109,6 +110,12 @@ class ImpalaCNN(ImageExtractor):
     ) -> None:
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
         self.network = impala_network(*self.image_shape, features_dim, channels, self.pooled)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """As :meth:`ImageExtractor.forward`; uint8 is divided by 255 here, as in the networks' public code."""
+        if observations.dtype == th.uint8:
+            observations = observations.float().div_(MAX_BYTE)
+        return super().forward(observations)
 
 
 class ImpoolaCNN(ImpalaCNN):

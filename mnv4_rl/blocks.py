@@ -29,7 +29,8 @@ class Stem(nn.Module):
     """Pixels to channels: one dense convolution, norm and (optionally) activation.
 
     A kernel as large as its stride cuts the image into patches. The image is brought into channels-last memory format
-    here, once, and every later map stays in it.
+    here, once, and every later map stays in it. A uint8 image stays uint8 until the convolution reads it: that moves a
+    quarter of the bytes, and backward keeps a quarter.
 
     Args:
         in_channels: Image channels, at least 1.
@@ -40,7 +41,8 @@ class Stem(nn.Module):
         activation: Activation after the norm, None for none.
 
     Shape:
-        (N, in_channels, H, W) float -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+        (N, in_channels, H, W) float, or uint8 in [0, 255], which counts as divided by 255
+        -> (N, out_channels, ceil(H / stride), ceil(W / stride)) float.
     """
 
     def __init__(

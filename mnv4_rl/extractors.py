@@ -3,6 +3,7 @@
     policy_kwargs = dict(features_extractor_class=MNV4Extractor, net_arch=[])
 
 SB3 hands an extractor float images already divided by 255 (``preprocess_obs``); floats are never divided again here.
+The policies of :mod:`mnv4_rl.policies` hand it the uint8 images themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MAX_NORMALIZED = 1.0
 class ImageExtractor(BaseFeaturesExtractor):
     """What every image extractor shares: the checks of the space, the layout of the image, its own initialisation.
 
-    A subclass sets ``self.network``, which maps (N, channels, H, W) float to (N, features_dim).
+    A subclass sets ``self.network``, which maps (N, channels, H, W), float or uint8, to (N, features_dim).
 
     Args:
         observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
@@ -41,11 +42,15 @@ class ImageExtractor(BaseFeaturesExtractor):
         channels_last: Whether the image is (H, W, C) when it arrives here: SB3 has by then moved the channels of a
             uint8 image to the front, and leaves those of a float image. None decides as SB3 does, by the smallest axis.
 
+    Attributes:
+        accepts_uint8: Whether images may come as uint8 in [0, 255]; :mod:`mnv4_rl.policies` asks for it.
+
     Raises:
         TypeError: If the space is not a gymnasium space.
         ValueError: If the space is no image; the message says what came, what is allowed and what to do.
     """
 
+    accepts_uint8 = True
     network: nn.Module
 
     def __init__(
@@ -73,8 +78,8 @@ class ImageExtractor(BaseFeaturesExtractor):
         """Observations to features.
 
         Args:
-            observations: (N, C, H, W), or (N, H, W, C) for a channels-last space; float scaled by SB3, or uint8,
-                which is divided by 255 here.
+            observations: (N, C, H, W), or (N, H, W, C) for a channels-last space; float scaled by SB3, or uint8 in
+                [0, 255], which gives the features of its ``float() / 255``.
 
         Returns:
             (N, features_dim) float.
@@ -82,9 +87,8 @@ class ImageExtractor(BaseFeaturesExtractor):
         Raises:
             ValueError: If a uint8 space arrives as floats above 1, that is with SB3's ``normalize_images=False``.
         """
-        if observations.dtype == th.uint8:
-            observations = observations.float().div_(255.0)
-        elif self._may_be_unscaled and not th.compiler.is_compiling():
+        is_float = observations.dtype != th.uint8
+        if is_float and self._may_be_unscaled and not th.compiler.is_compiling():
             self._check_scale(observations)
         if self.channels_last:
             observations = observations.permute(0, 3, 1, 2)

@@ -38,7 +38,8 @@ class Network(nn.Module):
         in_channels: Image channels it expects.
 
     Shape:
-        (N, in_channels, H, W) float -> (N, num_classes), or (N, features) when built without classes.
+        (N, in_channels, H, W) float, or uint8 in [0, 255], which the stem reads as divided by 255
+        -> (N, num_classes), or (N, features) when built without classes.
     """
 
     def __init__(self, spec: NetworkSpec, in_channels: int, stages: nn.Sequential, head: nn.Module) -> None:
@@ -54,6 +55,10 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to classes or features.
+
+        Args:
+            x: (N, in_channels, H, W), float, or uint8 in [0, 255]: the same as its ``float() / 255``, faster, and with
+                a quarter of the image's bytes kept for backward.
 
         Raises:
             ValueError: If ``x`` is not a batch of images with ``in_channels`` channels.

@@ -1,0 +1,69 @@
+"""stable-baselines3's policies for images, which leave the images uint8 until the encoder's first layer.
+
+    PPO(mnv4_rl.policies.PixelActorCriticPolicy, env, policy_kwargs=dict(features_extractor_class=MNV4Extractor))
+    DQN(mnv4_rl.policies.PixelDQNPolicy, env, policy_kwargs=dict(features_extractor_class=MNV4Extractor))
+
+SB3's ``"CnnPolicy"`` makes every batch ``obs.float() / 255`` before the encoder sees it: two passes over four times the
+bytes, which autograd then keeps. Here the numbers are the same, to rounding, and so are the names of the weights: they
+can go from one policy to the other. Every other extractor, NatureCNN among them, gets what SB3 gives it.
+"""
+
+from __future__ import annotations
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
+from stable_baselines3.dqn.policies import QNetwork
+from torch import Tensor
+
+
+class PixelModel(BaseModel):
+    """Mixin: uint8 images go straight to an extractor whose ``accepts_uint8`` is true.
+
+    Name it after SB3's class, ``class MyQNetwork(QNetwork, PixelModel)``: it then comes between SB3's class and SB3's
+    ``BaseModel``, whose preprocessing it passes by.
+    """
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
+        """Observations, as they come from the environment or a buffer, to features.
+
+        Args:
+            obs: A batch of observations. Only uint8 tensors of an image space, which SB3 would divide by 255, are
+                handed on as they are.
+            features_extractor: The encoder.
+
+        Returns:
+            (N, features_dim) float.
+        """
+        if self._stays_uint8(obs, features_extractor):
+            return features_extractor(obs)
+        return super().extract_features(obs, features_extractor)
+
+    def _stays_uint8(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> bool:
+        is_uint8 = isinstance(obs, Tensor) and obs.dtype == th.uint8
+        accepts = getattr(features_extractor, "accepts_uint8", False)
+        return is_uint8 and accepts and self.normalize_images and is_image_space(self.observation_space)
+
+
+# SB3's own class already returns what its base's extract_features does not: two tensors if encoders are not shared.
+class PixelActorCriticPolicy(ActorCriticCnnPolicy, PixelModel):  # type: ignore[misc]
+    """SB3's ``"CnnPolicy"`` of PPO and A2C, arguments and numbers included, on uint8 images."""
+
+
+class PixelQNetwork(QNetwork, PixelModel):
+    """SB3's Q-network on uint8 images."""
+
+
+class PixelDQNPolicy(DQNCnnPolicy):
+    """SB3's ``"CnnPolicy"`` of DQN, arguments and numbers included, on uint8 images."""
+
+    def make_q_net(self) -> PixelQNetwork:
+        """A new Q-network with an encoder of its own."""
+        net_args = self._update_features_extractor(self.net_args, features_extractor=None)
+        return PixelQNetwork(**net_args).to(self.device)
+
+
+__all__ = ["PixelActorCriticPolicy", "PixelDQNPolicy", "PixelModel", "PixelQNetwork"]
