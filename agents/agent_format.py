@@ -20,9 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.encoders import ENCODERS, known_encoders, policy_kwargs
+from mnv4_rl.policies import PixelActorCriticPolicy, PixelDQNPolicy
 
 FORMAT = 1
 POLICY = "CnnPolicy"
+# Same weights and, to rounding, same numbers as SB3's "CnnPolicy": a file need not say which of the two it was.
+POLICIES = {"PPO": PixelActorCriticPolicy, "DQN": PixelDQNPolicy}
 
 _OFF_POLICY = (
     "learning_rate buffer_size learning_starts batch_size tau gamma train_freq gradient_steps replay_buffer_class "
@@ -66,8 +69,11 @@ def describe(model: BaseAlgorithm) -> dict[str, Any]:
     name = type(model).__name__
     if name not in ALGORITHMS or type(model) is not _algorithm(name):
         raise ValueError(f"Agents of {', '.join(ALGORITHMS)} can be saved, got {name}; use its own save().")
-    if model.policy_class is not model.policy_aliases[POLICY]:
-        raise ValueError(f"Agents with {POLICY} can be saved, got {model.policy_class.__name__}; use model.save().")
+    if model.policy_class not in (model.policy_aliases[POLICY], POLICIES.get(name)):
+        raise ValueError(
+            f"Agents with {POLICY} or a policy of mnv4_rl.policies can be saved, got {model.policy_class.__name__}; "
+            "use model.save()."
+        )
     return {
         "format": FORMAT,
         "algorithm": name,
@@ -97,8 +103,9 @@ def rebuild(description: Mapping[str, Any], env: VecEnv | None, device: str | th
     name = _known("algorithm", description["algorithm"], ALGORITHMS)
     hyperparameters = _decode_all(description["hyperparameters"], ALGORITHMS[name][1])
     kwargs = _rebuild_policy_kwargs(description["encoder"], description["policy_kwargs"])
+    policy = POLICIES.get(name, POLICY)
     model = _algorithm(name)(
-        POLICY, env, policy_kwargs=kwargs, device=device, _init_setup_model=False, **hyperparameters
+        policy, env, policy_kwargs=kwargs, device=device, _init_setup_model=False, **hyperparameters
     )
     observation_space = _rebuild_space(description["observation_space"])
     action_space = _rebuild_space(description["action_space"])

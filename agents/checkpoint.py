@@ -55,7 +55,8 @@ def save_agent(model: BaseAlgorithm, path: str | Path) -> Path:
     """Save an agent so that it can be loaded safely.
 
     Args:
-        model: PPO, DQN or QR-DQN with ``"CnnPolicy"`` and an encoder of :data:`agents.encoders.ENCODERS`.
+        model: PPO, DQN or QR-DQN with ``"CnnPolicy"`` or a policy of :mod:`mnv4_rl.policies`, and an encoder of
+            :data:`agents.encoders.ENCODERS`.
         path: A new folder, or one that :func:`save_agent` wrote, which is replaced.
 
     Returns:

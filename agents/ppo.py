@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
+from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.replay import available_bytes
 from mnv4_rl.specs import Interval, check_positive, check_ranges
 
@@ -26,6 +27,8 @@ _RANGES = {
     "vf_coef": Interval(0),
     "max_grad_norm": Interval(0, includes_low=False),
 }
+# SB3's own eps for Adam in PPO, which it sets only where nothing is passed; one fused step, not one a weight.
+_ADAM = {"eps": 1e-5, "fused": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ def build_ppo(
     h.check()
     _check_memory(env, h.n_steps)
     return PPO(
-        "CnnPolicy",
+        PixelActorCriticPolicy,
         env,
         learning_rate=linear_schedule(h.learning_rate, h.schedule_timesteps, total_timesteps),
         clip_range=linear_schedule(h.clip_range, h.schedule_timesteps, total_timesteps),
@@ -153,7 +156,7 @@ def build_ppo(
         ent_coef=h.ent_coef,
         vf_coef=h.vf_coef,
         max_grad_norm=h.max_grad_norm,
-        policy_kwargs=policy_kwargs(encoder),
+        policy_kwargs={**policy_kwargs(encoder), "optimizer_kwargs": dict(_ADAM)},
         seed=seed,
         device=device,
     )

@@ -124,7 +124,7 @@ def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
     ("make", "message"),
     [
         (lambda: A2C("CnnPolicy", tiny_env(), device="cpu"), "Agents of PPO, DQN, QRDQN can be saved, got A2C"),
-        (lambda: PPO("MlpPolicy", tiny_env(), device="cpu"), "Agents with CnnPolicy can be saved"),
+        (lambda: PPO("MlpPolicy", tiny_env(), device="cpu"), "Agents with CnnPolicy or a policy of mnv4_rl.policies"),
         (lambda: PPO("CnnPolicy", tiny_env(), policy_kwargs={"activation_fn": th.nn.ReLU}), "is in no table"),
         (
             lambda: PPO("CnnPolicy", tiny_env(), lambda _: 1e-4, policy_kwargs=tiny_ppo().policy_kwargs),
