@@ -68,7 +68,7 @@ def observations():
 
 
 def assert_same_agent(model, loaded):
-    assert type(loaded) is type(model)
+    assert type(loaded) is type(model) and type(loaded.policy) is type(model.policy)
     assert same(model.policy.state_dict(), loaded.policy.state_dict())
     assert same(model.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict())
     assert agent_format.describe(model) == agent_format.describe(loaded)

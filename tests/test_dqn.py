@@ -1,8 +1,10 @@
 import pytest
+from stable_baselines3 import DQN
 
 from agents.dqn import DQNHyperparameters, build_dqn, update_rhythm
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.replay import AtariReplayBuffer
+from tests.tiny_env import tiny_env
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,14 @@ def test_build_dqn_updates_once_every_four_timesteps(algo):
     assert isinstance(model.replay_buffer, AtariReplayBuffer)
     assert model.replay_buffer.n_steps == 3
     env.close()
+
+
+def test_adam_is_fused_and_else_sb3s():
+    h = DQNHyperparameters(buffer_size=8, batch_size=8)
+    ours = build_dqn(tiny_env(), "nature", hyperparameters=h, device="cpu").policy.optimizer
+    plain = DQN("CnnPolicy", tiny_env(), buffer_size=8, device="cpu").policy.optimizer
+    assert type(ours) is type(plain)
+    assert ours.defaults == {**plain.defaults, "fused": True}
 
 
 def test_zoo_values_are_the_defaults():

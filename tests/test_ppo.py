@@ -2,6 +2,7 @@ import pytest
 import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3 import PPO
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -39,6 +40,14 @@ def test_build_ppo_passes_every_hyperparameter_on():
     assert model.lr_schedule(1.0) == 1e-3
     assert model.clip_range(1.0) == 0.3
     assert model.clip_range(0.0) == pytest.approx(0.3 * (1 - 100 / 10_000_000))
+
+
+def test_adam_is_fused_with_sb3s_own_eps():
+    plain = PPO("CnnPolicy", image_env(), device="cpu").policy.optimizer
+    ours = build_ppo(image_env(), total_timesteps=100, device="cpu").policy.optimizer
+    assert type(ours) is type(plain)
+    ours.defaults.pop("lr"), plain.defaults.pop("lr")
+    assert ours.defaults == {**plain.defaults, "fused": True}
 
 
 def test_same_seed_gives_the_same_weights_after_training():
