@@ -1,4 +1,9 @@
-"""The benchmark's encoders: who takes part, what one call is, and the caps that keep a giant from holding it up."""
+"""The benchmark's encoders: who takes part, what one call is, and the caps that keep a giant from holding it up.
+
+Environments and buffers hold uint8 images, so every call starts from a uint8 batch and gives each encoder what its own
+policy would: ours take the batch as it is (:mod:`mnv4_rl.policies`); NatureCNN and timm's model get ``float() / 255``,
+as from SB3's ``preprocess_obs``, and that is part of their time.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +68,15 @@ class Limits:
 
 
 class Cost(NamedTuple):
-    """Parameters, multiply-adds (None if no rule counts them) and saved bytes of one image."""
+    """Parameters, multiply-adds (None if no rule counts them) and saved bytes of one image.
+
+    ``saved_bytes`` are those of a float image, ``saved_bytes_uint8`` those of a uint8 one, None if it takes none.
+    """
 
     parameters: int
     macs: int | None
     saved_bytes: int
+    saved_bytes_uint8: int | None = None
 
 
 def is_small(name: str) -> bool:
@@ -85,7 +94,7 @@ def timm_missing() -> str | None:
 
 
 def build(name: str, size: int) -> nn.Module:
-    """An encoder by name, for images (CHANNELS, size, size) as SB3 hands them over: float in [0, 1]."""
+    """An encoder by name, for images (CHANNELS, size, size); float in [0, 1], or uint8 if it takes that."""
     if name == TIMM_NAME:
         import timm
 
@@ -104,8 +113,19 @@ def cost(model: nn.Module, size: int) -> Cost:
         macs = measure(network, size, CHANNELS).macs
     except TypeError:  # a foreign model with layers that our rule does not cover
         macs = None
-    batch = th.rand(2, CHANNELS, size, size)
-    return Cost(parameters, macs, saved_bytes(model.train(), batch) // len(batch))
+    batch = random_images(2, size)
+    floats = saved_bytes(model.train(), batch.float() / 255) // len(batch)
+    return Cost(parameters, macs, floats, saved_bytes(model, batch) // len(batch) if takes_uint8(model) else None)
+
+
+def random_images(n: int, size: int, device: str = "cpu") -> Tensor:
+    """Images (n, CHANNELS, size, size) as a buffer holds them: uint8 in [0, 255]."""
+    return th.randint(0, 256, (n, CHANNELS, size, size), dtype=th.uint8, device=device)
+
+
+def takes_uint8(model: nn.Module) -> bool:
+    """Whether :mod:`mnv4_rl.policies` would hand an encoder uint8 images."""
+    return getattr(model, "accepts_uint8", False)
 
 
 def make_call(model: nn.Module, images: Tensor, task: str, dtype: str) -> Callable[[], None]:
@@ -113,7 +133,7 @@ def make_call(model: nn.Module, images: Tensor, task: str, dtype: str) -> Callab
 
     Args:
         model: The encoder, on the device of the images.
-        images: (N, CHANNELS, size, size) float32 in [0, 1].
+        images: (N, CHANNELS, size, size) uint8; an encoder that takes floats alone gets them as ``float() / 255``.
         task: A key of :data:`PASSES`.
         dtype: A key of :data:`DTYPES`; anything but fp32 runs under autocast.
     """
@@ -123,7 +143,7 @@ def make_call(model: nn.Module, images: Tensor, task: str, dtype: str) -> Callab
         model.train(trains)
         with th.set_grad_enabled(trains):
             with th.autocast(images.device.type, DTYPES[dtype], enabled=dtype != "fp32"):
-                features = model(images)
+                features = model(images if takes_uint8(model) else images.float() / 255)
             if trains:
                 features.float().square().mean().backward()
                 model.zero_grad(set_to_none=True)
@@ -172,7 +192,7 @@ def measure_group(group: Group, limits: Limits, advance: Callable[[], object]) -
     calls: dict[tuple[str, str], Callable[[], None]] = {}
     notes: dict[tuple[str, str], str] = {}
     costs: dict[str, Cost] = {}
-    images = th.rand(group.batch, CHANNELS, group.size, group.size, device=group.device)
+    images = random_images(group.batch, group.size, group.device)
     for name in group.models:
         model = build(name, group.size)
         costs[name] = cost(model, group.size)

@@ -15,12 +15,14 @@ from experiments.measuring import Row
 
 _HEADER = (
     "model", "task", "device", "dtype", "batch", "image", "n_envs", "a second", "ratio", "lowest to highest",
-    "best dtypes", "of peak", "parameters", "MMACs", "kB saved",
+    "best dtypes", "of peak", "parameters", "MMACs", "kB saved", "of uint8",
 )  # fmt: skip
 _LEGEND = (
     "A second: images, or agent timesteps for ppo and dqn; median over rounds. Ratio: to NatureCNN (training: to plain "
     "SB3 with NatureCNN) in the same round, median. Best dtypes: to NatureCNN in its faster dtype. Of peak: share of "
-    "the rate of a large matrix product in the same round. kB saved: by autograd for backward, an image."
+    "the rate of a large matrix product in the same round. kB saved: by autograd for backward, an image that comes as "
+    "float; of uint8: one that comes as uint8, where the encoder takes it. Encoders are timed from a uint8 batch, as a "
+    "policy gets it: those that take uint8 get it as it is, the others after float() / 255, which is in their time."
 )
 
 
@@ -54,6 +56,7 @@ def cells(row: Row) -> list[str]:
         shown(row.parameters, "{:,}"),
         shown(None if row.macs is None else row.macs / 1e6, "{:.1f}"),
         shown(None if row.saved_bytes is None else row.saved_bytes / 1e3, "{:,.0f}"),
+        shown(None if row.saved_bytes_uint8 is None else row.saved_bytes_uint8 / 1e3, "{:,.0f}"),
     ]
 
 

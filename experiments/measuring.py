@@ -44,7 +44,8 @@ class Row:
         peak_fraction: Median share of the matrix-product rate measured in the same round, same device and dtype.
         parameters: Parameters.
         macs: Multiply-adds of one image forward.
-        saved_bytes: Bytes autograd keeps for backward, an image.
+        saved_bytes: Bytes autograd keeps for backward, an image that comes as float.
+        saved_bytes_uint8: The same of an image that comes as uint8, if the encoder takes that.
         note: Why there is no number.
     """
 
@@ -66,6 +67,7 @@ class Row:
     parameters: int | None = None
     macs: int | None = None
     saved_bytes: int | None = None
+    saved_bytes_uint8: int | None = None
     note: str = ""
 
 

@@ -9,7 +9,16 @@ import torch as th
 from torch import nn
 
 from experiments import benchmark, benchmark_encoders, benchmark_training, measuring
-from experiments.benchmark_encoders import Cost, Group, Limits, build, encoder_groups, measure_group
+from experiments.benchmark_encoders import (
+    Cost,
+    Group,
+    Limits,
+    build,
+    cost,
+    encoder_groups,
+    measure_group,
+    random_images,
+)
 from experiments.benchmark_training import CONTENDERS, Contender, Task, build_agent
 from experiments.measuring import COLUMNS, Row, calls_per_second, interleave, ratio
 
@@ -158,13 +167,29 @@ def test_small_encoders_train_at_the_large_batch_and_the_reference_in_both():
 
 
 def test_a_call_trains_or_not_and_leaves_no_gradients():
-    model, images = build("rl_s", 40), th.rand(2, 4, 40, 40)
+    model, images = build("rl_s", 40), random_images(2, 40)
     seen = []
     model.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
     benchmark_encoders.make_call(model, images, "forward", "fp32")()
     benchmark_encoders.make_call(model, images, "forward+backward", "bf16")()
     assert seen == [(False, False), (True, True)]
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("rl_s", th.uint8), ("nature", th.float32)])
+def test_every_encoder_gets_a_uint8_batch_as_its_own_policy_would_hand_it_over(name, dtype):
+    model, seen = build(name, 40), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = random_images(2, 40)
+    benchmark_encoders.make_call(model, images, "forward+backward", "fp32")()
+    assert seen[0].dtype == dtype
+    assert th.equal(seen[0], images if dtype == th.uint8 else images.float() / 255)
+
+
+def test_saved_bytes_are_told_for_both_kinds_of_image_where_an_encoder_takes_both():
+    nature, rl_s = (cost(build(name, 84), 84) for name in ("nature", "rl_s"))
+    assert nature.saved_bytes_uint8 is None
+    assert rl_s.saved_bytes - rl_s.saved_bytes_uint8 == 3 * 4 * 84 * 84
 
 
 def test_command_measures_writes_and_says_where(tmp_path, capsys, monkeypatch):
@@ -188,6 +213,7 @@ def test_command_measures_writes_and_says_where(tmp_path, capsys, monkeypatch):
         low, middle, high = (float(row[key]) for key in ("ratio_low", "ratio", "ratio_high"))
         assert 0 < low <= middle <= high and float(row["per_second"]) > 0 and int(row["rounds"]) == 2
         assert row["model"] != "nature" or middle == 1
+        assert (row["saved_bytes_uint8"] == "") == (row["model"] == "nature")
         assert int(row["parameters"]) > 0 and int(row["macs"]) > 0 and int(row["saved_bytes"]) > 0
     assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
     assert "## encoders" in (tmp_path / "benchmark.md").read_text()
@@ -244,7 +270,8 @@ def test_plain_sb3_gets_the_same_hyperparameters_and_network(algo, settings):
     for name in settings:
         assert getattr(plain, name) == getattr(ours, name), name
     assert plain.lr_schedule(0.7) == pytest.approx(ours.lr_schedule(0.7))
-    assert str(plain.policy) == str(ours.policy)
+    layers, our_layers = ([str(m) for m in a.policy.modules() if not list(m.children())] for a in (plain, ours))
+    assert layers == our_layers
     assert plain.observation_space.shape == ours.observation_space.shape == (4, 84, 84)
     assert [type(agent.get_env()).__name__ for agent in (plain, ours)] == ["VecTransposeImage", "AtariVecEnv"]
     assert (type(plain.replay_buffer) is not type(ours.replay_buffer)) if algo == "dqn" else True
