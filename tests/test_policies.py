@@ -159,6 +159,12 @@ def test_float_images_are_left_to_sb3():
     assert th.equal(seen[0], images)
 
 
+def test_floats_of_a_uint8_space_are_scaled_by_sb3():
+    """Saliency blurs a picture, which is float then, in [0, 255] still."""
+    model, images = policy(SPACE), th.as_tensor(pixels(2))
+    th.testing.assert_close(model.extract_features(images.float()), model.extract_features(images))
+
+
 def test_normalize_images_false_keeps_sb3s_meaning():
     """SB3 then hands over floats from 0 to 255: our encoder says what is wrong, one told to trust them takes them."""
     images = th.as_tensor(pixels(2))
