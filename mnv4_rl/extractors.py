@@ -43,14 +43,14 @@ class ImageExtractor(BaseFeaturesExtractor):
             uint8 image to the front, and leaves those of a float image. None decides as SB3 does, by the smallest axis.
 
     Attributes:
-        accepts_uint8: Whether images may come as uint8 in [0, 255]; :mod:`mnv4_rl.policies` asks for it.
+        accepts_uint8: Whether the space is one of images that SB3 would divide by 255, uint8 in [0, 255]: the policies
+            of :mod:`mnv4_rl.policies` then hand them over as they are.
 
     Raises:
         TypeError: If the space is not a gymnasium space.
         ValueError: If the space is no image; the message says what came, what is allowed and what to do.
     """
 
-    accepts_uint8 = True
     network: nn.Module
 
     def __init__(
@@ -64,6 +64,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         box = check_image_space(observation_space, normalized_image)
         super().__init__(box, features_dim)
         self.channels_last = choose_channels_last(box, channels_last)
+        self.accepts_uint8 = is_image_space(box)
         self._may_be_unscaled = box.dtype == np.uint8 and not normalized_image
 
     @property

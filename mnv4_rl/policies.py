@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
@@ -21,7 +20,7 @@ from torch import Tensor
 
 
 class PixelModel(BaseModel):
-    """Mixin: uint8 images go straight to an extractor whose ``accepts_uint8`` is true.
+    """Mixin: uint8 images go straight to an extractor that has ``accepts_uint8``, and it is true.
 
     Name it after SB3's class, ``class MyQNetwork(QNetwork, PixelModel)``: it then comes between SB3's class and SB3's
     ``BaseModel``, whose preprocessing it passes by.
@@ -31,21 +30,17 @@ class PixelModel(BaseModel):
         """Observations, as they come from the environment or a buffer, to features.
 
         Args:
-            obs: A batch of observations. Only uint8 tensors of an image space, which SB3 would divide by 255, are
-                handed on as they are.
+            obs: A batch of observations. Only a uint8 tensor is handed on as it is, and not where SB3 was told not to
+                divide images by 255, by ``normalize_images=False``.
             features_extractor: The encoder.
 
         Returns:
             (N, features_dim) float.
         """
-        if self._stays_uint8(obs, features_extractor):
+        is_uint8 = isinstance(obs, Tensor) and obs.dtype == th.uint8
+        if is_uint8 and self.normalize_images and getattr(features_extractor, "accepts_uint8", False):
             return features_extractor(obs)
         return super().extract_features(obs, features_extractor)
-
-    def _stays_uint8(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> bool:
-        is_uint8 = isinstance(obs, Tensor) and obs.dtype == th.uint8
-        accepts = getattr(features_extractor, "accepts_uint8", False)
-        return is_uint8 and accepts and self.normalize_images and is_image_space(self.observation_space)
 
 
 # SB3's own class already returns what its base's extract_features does not: two tensors if encoders are not shared.

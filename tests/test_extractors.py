@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 
@@ -257,14 +258,22 @@ def test_a_batch_of_another_shape_is_refused() -> None:
 # Deployment
 
 
+def through_a_file(model, save, load):
+    """A model as it comes back from a file."""
+    file = io.BytesIO()
+    save(model, file)
+    file.seek(0)
+    return load(file)
+
+
 @pytest.mark.parametrize("dtype", [th.uint8, th.float32], ids=str)
 def test_an_exported_and_a_traced_extractor_give_the_same_features(dtype: th.dtype) -> None:
     extractor = MNV4Extractor(uint8_box(3, 64, 64), features_dim=16).eval()
     images = random_images(2, 3, 64, 64)
     example, other = [batch if dtype == th.uint8 else batch / 255.0 for batch in (images, images.flip(0))]
-    exported = th.export.export(extractor, (example,)).module()
+    exported = through_a_file(th.export.export(extractor, (example,)), th.export.save, th.export.load).module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing freezes the checks of shapes, which is what is wanted
-        traced = th.jit.trace(extractor, example)
+        traced = through_a_file(th.jit.trace(extractor, example), th.jit.save, th.jit.load)
     assert th.equal(exported(other), extractor(other))
     assert th.equal(traced(other), extractor(other))

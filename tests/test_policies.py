@@ -159,6 +159,14 @@ def test_float_images_are_left_to_sb3():
     assert th.equal(seen[0], images)
 
 
+def test_uint8_that_sb3_would_not_divide_is_left_to_sb3():
+    """A mask of zeros and ones."""
+    model = policy(spaces.Box(0, 1, (4, 36, 36), np.uint8), features_extractor_kwargs={"normalized_image": True})
+    seen = inputs_of(model.features_extractor)
+    model.extract_features(th.ones(2, 4, 36, 36, dtype=th.uint8))
+    assert seen[0].dtype == th.float32 and seen[0].max() == 1
+
+
 def test_floats_of_a_uint8_space_are_scaled_by_sb3():
     """Saliency blurs a picture, which is float then, in [0, 255] still."""
     model, images = policy(SPACE), th.as_tensor(pixels(2))
