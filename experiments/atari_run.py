@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,7 +25,7 @@ from experiments import candidates  # noqa: F401  makes their names known to --e
 from experiments.command import DIVERGED_CODE, INTERRUPTED_CODE, USER_ERROR_CODE, user_errors
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game
-from mnv4_rl.performance import THREADS, Tuning, tune
+from mnv4_rl.performance import THREADS, Tuning, compile_encoders, set_precision, tune
 from mnv4_rl.specs import Interval, check_ranges
 
 MAX_EVALUATION_ENVS = 10
@@ -63,6 +63,10 @@ class AtariConfig:
     """Folder for everything the run writes; a new one under runs/ by default."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Numbers the encoder computes in; bf16 is faster on GPUs and many CPUs, and changes what is learned."""
+    compile: bool = False
+    """Compile the encoder (CUDA graphs on a GPU); stays uncompiled, with a warning, where that fails."""
     threads: int | None = None
     """CPU threads of PyTorch and of the emulators; all cores by default."""
     evaluation_games: int = 30
@@ -146,6 +150,9 @@ def prepare(config: AtariConfig, algo: str, build: Build, run: RunFolder) -> Ses
     )
     timer = EnvTimer(env)
     model = build(timer)
+    set_precision(model.policy, config.precision)
+    if config.compile:
+        compile_encoders(model.policy)
     if resume is not None:
         go_on(model, resume)
     settings = plain(asdict(config))

@@ -127,6 +127,13 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         {"stem": stem(12), **blocks(fused(24, 24), fused(32, 40), *(uib(32, 64, start=3),) * 2)},
         "",
     ),
+    (
+        "sketch",
+        NORM,
+        "the first rl_s: channel LayerNorm after stem and blocks, 5x5 then 3x3, ReLU on the features",
+        {"norm": "layer", **blocks(FUSED_21, FUSED_11, uib(48, 96, start=5), UIB_6), **head(activation="relu")},
+        "",
+    ),
     ("layer_norm", NORM, "channel LayerNorm after stem and blocks", {"norm": "layer"}, ""),
     ("layer_norm_stem", NORM, "channel LayerNorm after the stem alone", {"stem": stem(norm="layer")}, ""),
     ("layer_norm_blocks", NORM, "channel LayerNorm after the blocks", {"norm": "layer", "stem": stem(norm="none")}, ""),

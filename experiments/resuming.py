@@ -17,6 +17,7 @@ CHANGEABLE = (
     "total_timesteps",
     "device",
     "threads",
+    "compile",
     "evaluation_games",
     "checkpoint_every",
     "keep_checkpoints",

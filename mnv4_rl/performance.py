@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch as th
+from torch import nn
 
-from mnv4_rl.specs import Interval, check_positive, check_range
+from mnv4_rl.extractors import ImageExtractor
+from mnv4_rl.policies import PixelModel
+from mnv4_rl.specs import Interval, check_choice, check_positive, check_range
 
 THREADS = Interval(1, 1024)  # far past any use; PyTorch tries to start as many as it is told
 
 # mallopt's parameter numbers, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+PRECISIONS: dict[str, th.dtype | None] = {"fp32": None, "bf16": th.bfloat16}
+
 _KEEP_BYTES = 1 << 30
 _GROW_BYTES = 64 << 20
 
@@ -58,6 +65,60 @@ def tune(threads: int | None = None) -> Tuning:
         check_range("threads", threads, THREADS)
         th.set_num_threads(threads)
     return Tuning(allocator=_keep_freed_memory(), threads=th.get_num_threads())
+
+
+def set_precision(policy: nn.Module, precision: str) -> None:
+    """In which numbers a policy's encoder computes; weights, losses and updates stay fp32.
+
+    ``"bf16"`` (autocast) is faster on GPUs and on processors with bf16 units, and changes what is learned: 8 bits of
+    precision where fp32 has 24. Saved agents are fp32.
+
+    Args:
+        policy: A policy of :mod:`mnv4_rl.policies`.
+        precision: A key of :data:`PRECISIONS`.
+
+    Raises:
+        ValueError: For another precision, or a policy that cannot change its own.
+    """
+    check_choice("precision", precision, tuple(PRECISIONS))
+    models = [module for module in policy.modules() if isinstance(module, PixelModel)]
+    if not models and precision != "fp32":
+        raise ValueError(
+            f"{type(policy).__name__} computes in fp32; for {precision} build it with a policy of mnv4_rl.policies."
+        )
+    for model in models:
+        model.autocast_dtype = PRECISIONS[precision]
+
+
+def compile_encoders(policy: nn.Module) -> int:
+    """Compile a policy's encoders for little overhead a call: on CUDA as CUDA graphs, for the small rollout batches.
+
+    An encoder that cannot be compiled (no compiler, a layer it does not know) stays as it is, with a warning. Weights
+    and their names do not change. On a CPU it compiles too, but was no faster in our measurements.
+
+    Args:
+        policy: SB3's policy, on its device.
+
+    Returns:
+        Encoders compiled.
+    """
+    compiled = 0
+    for extractor in _encoders(policy):
+        network = extractor.network
+        network.compile(mode="reduce-overhead")
+        try:
+            example = th.zeros((8, *extractor.image_shape), dtype=th.uint8, device=next(network.parameters()).device)
+            with th.no_grad():
+                network(example)
+            compiled += 1
+        except Exception as error:  # the compiler's errors have no common class
+            network._compiled_call_impl = None
+            warnings.warn(f"{type(extractor).__name__} is not compiled: {error}", RuntimeWarning, stacklevel=2)
+    return compiled
+
+
+def _encoders(policy: nn.Module) -> Iterator[ImageExtractor]:
+    return (module for module in policy.modules() if isinstance(module, ImageExtractor))
 
 
 def _keep_freed_memory() -> bool:

@@ -26,6 +26,8 @@ class PixelModel(BaseModel):
     ``BaseModel``, whose preprocessing it passes by.
     """
 
+    autocast_dtype: th.dtype | None = None  # set by mnv4_rl.performance.set_precision
+
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
         """Observations, as they come from the environment or a buffer, to features.
 
@@ -37,6 +39,12 @@ class PixelModel(BaseModel):
         Returns:
             (N, features_dim) float.
         """
+        if self.autocast_dtype is None:
+            return self._extract(obs, features_extractor)
+        with th.autocast(self.device.type, self.autocast_dtype):
+            return self._extract(obs, features_extractor).float()
+
+    def _extract(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
         is_uint8 = isinstance(obs, Tensor) and obs.dtype == th.uint8
         if is_uint8 and self.normalize_images and getattr(features_extractor, "accepts_uint8", False):
             return features_extractor(obs)
