@@ -166,13 +166,6 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         "",
     ),
     ("m_stem_32", LARGER, "stem of 32, three blocks of 192", {"stem": stem(32), **blocks(*M_FUSED, *(M_UIB,) * 3)}, ""),
-    (
-        "m_fused_11",
-        LARGER,
-        "1.5 times as wide, a second FusedIB at 11x11",
-        {"stem": stem(24), "stages": ((M_FUSED[0], fused(48, 48, 1)), (M_FUSED[1],), (uib(64, 144, start=3),) * 2)},
-        "",
-    ),
     ("m_mqa", LARGER, "1.5 times as wide, MobileMQA", {"stem": stem(24), **blocks(*M_FUSED, M_UIB, M_UIB, M_MQA)}, ""),
     (
         "m_stem_8x8",

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from agents.safe_files import make_folder, write_file
 from experiments import benchmark, race
 from experiments.atari_run import shown
-from experiments.candidates import BASE, CANDIDATES
+from experiments.candidates import CANDIDATES
 from experiments.command import parse, user_errors
 from experiments.custom_env import CatchEnv, build_agent
 from experiments.measuring import machine
@@ -41,7 +41,7 @@ from mnv4_rl.specs import Interval, check_choice, check_ranges
 Step = Literal["time", "catch", "race", "table"]
 STEPS: tuple[Step, ...] = ("time", "catch", "race", "table")
 NAME = "encoder_study"
-REFERENCES = ("nature", BASE.name)
+REFERENCES = ("nature", "rl_s", "rl_m")
 CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
 PONG_TIMESTEPS = (250_000, 500_000)
 _RANGES = {"total_timesteps": Interval(1), "jobs": Interval(1), "threads": THREADS, "seed": Interval(0, 2 * 10**9)}
