@@ -29,7 +29,7 @@ from agents.ppo import PPOHyperparameters, build_ppo, linear_schedule
 from experiments.measuring import Row, interleave, ratio
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game
-from mnv4_rl.performance import tune
+from mnv4_rl.performance import set_precision, tune
 
 FRAME_STACK = 4
 # The schedules of learning rate and exploration run over this; a benchmark sees only their beginning.
@@ -46,11 +46,13 @@ class Contender:
         name: What the table calls it.
         plain_sb3: SB3's environment and process as documented, instead of this project's runner.
         encoder: A key of :data:`agents.encoders.ENCODERS`.
+        precision: A key of :data:`mnv4_rl.performance.PRECISIONS`; plain SB3 has fp32 alone.
     """
 
     name: str
     plain_sb3: bool
     encoder: str
+    precision: str = "fp32"
 
 
 REFERENCE = "SB3, NatureCNN"
@@ -59,8 +61,9 @@ CONTENDERS = (
     Contender("SB3, rl_s by policy_kwargs", True, "rl_s"),
     Contender("runner, NatureCNN", False, "nature"),
     Contender("runner, rl_s", False, "rl_s"),
+    Contender("runner, rl_s, bf16", False, "rl_s", "bf16"),
 )
-GROWING = (CONTENDERS[0], CONTENDERS[-1])
+GROWING = (CONTENDERS[0], CONTENDERS[3])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,9 @@ def build_agent(contender: Contender, task: Task) -> BaseAlgorithm:
     elif task.threads is not None:
         th.set_num_threads(task.threads)
     build = build_sb3_agent if contender.plain_sb3 else build_our_agent
-    return build(make_env(contender, task), contender.encoder, task)
+    agent = build(make_env(contender, task), contender.encoder, task)
+    set_precision(agent.policy, contender.precision)
+    return agent
 
 
 def hyperparameters(task: Task) -> tuple[PPOHyperparameters, DQNHyperparameters]:

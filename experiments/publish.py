@@ -78,7 +78,8 @@ def read_run(run: Path, points: int) -> Curve:
     rows = _read_rows(run / "progress.csv")
     if not rows:
         raise ValueError(f"No whole game ended in {run}, so there is no curve yet.")
-    kept = tuple(rows[round(i * (len(rows) - 1) / max(1, points - 1))] for i in range(min(points, len(rows))))
+    n_kept = min(points, len(rows))
+    kept = tuple(rows[round(i * (len(rows) - 1) / max(1, n_kept - 1))] for i in range(n_kept))  # first and last too
     return Curve(label, provenance(run), kept)
 
 

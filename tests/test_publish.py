@@ -33,6 +33,10 @@ def test_curve_keeps_its_ends_and_says_where_it_comes_from(run, tmp_path):
     assert (tmp_path / "out" / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_short_curve_is_kept_whole(run):
+    assert [row["timesteps"] for row in publish.read_run(run, 200).rows] == [1024 * i for i in range(2, 42)]
+
+
 def test_folder_without_a_run_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         publish.main(["--runs", str(tmp_path), "--name", "x", "--results-dir", str(tmp_path / "out")])
