@@ -238,8 +238,8 @@ def test_training_parts_plan_every_algorithm_and_number_of_environments():
     tasks = benchmark.plan_training(benchmark.BenchmarkConfig(devices=("cpu",), growth=(1, 64)))
     found = [(task.part, task.algo, task.n_envs, len(contenders)) for task, contenders in tasks]
     assert found == [
-        ("end-to-end", "ppo", 8, 4),
-        ("end-to-end", "dqn", 8, 4),
+        ("end-to-end", "ppo", 8, len(CONTENDERS)),
+        ("end-to-end", "dqn", 8, len(CONTENDERS)),
         ("n-envs", "ppo", 1, 2),
         ("n-envs", "ppo", 64, 2),
     ]
@@ -248,7 +248,7 @@ def test_training_parts_plan_every_algorithm_and_number_of_environments():
 def test_training_compares_with_plain_sb3_round_by_round(monkeypatch):
     rates = {"SB3, NatureCNN": iter([100.0, 50.0]), "runner, rl_s": iter([300.0, 100.0])}
     monkeypatch.setattr(benchmark_training, "open_contender", lambda c, task, stack: lambda: next(rates[c.name]))
-    reference, ours = benchmark_training.measure_task(ppo_task(), (CONTENDERS[0], CONTENDERS[-1]), 2, lambda: None)
+    reference, ours = benchmark_training.measure_task(ppo_task(), benchmark_training.GROWING, 2, lambda: None)
     assert (reference.ratio, ours.ratio, ours.ratio_low, ours.ratio_high) == (1.0, 2.5, 2.0, 3.0)
     assert (ours.per_second, ours.n_envs, ours.task) == (200.0, 2, "ppo")
 

@@ -2,10 +2,12 @@
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from agents.callbacks import EnvTimer
+from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
 
 EPISODE = 8
@@ -46,3 +48,18 @@ def tiny_ppo(total_timesteps=16, encoder="nature", seed=0, **hyperparameters):
     h = PPOHyperparameters(**{"n_steps": EPISODE, "n_epochs": 2, "batch_size": 8, **hyperparameters})
     timer = EnvTimer(tiny_env())
     return build_ppo(timer, encoder, total_timesteps=total_timesteps, hyperparameters=h, seed=seed, device="cpu")
+
+
+def dqn(algo):
+    h = DQNHyperparameters(buffer_size=64, learning_starts=16, batch_size=8)
+    model = build_dqn(tiny_env(), "nature", algo=algo, hyperparameters=h, seed=0, device="cpu")
+    return model.learn(32)
+
+
+def same(a, b):
+    """Equality of nested state dicts, bit for bit."""
+    if isinstance(a, th.Tensor):
+        return th.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
