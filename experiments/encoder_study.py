@@ -33,7 +33,8 @@ from experiments.candidates import CANDIDATES
 from experiments.command import parse, user_errors
 from experiments.custom_env import CatchEnv, build_agent
 from experiments.measuring import machine
-from experiments.publish import RESULTS
+from experiments.publish import COLUMNS as CURVE_COLUMNS
+from experiments.publish import RESULTS, Curve, draw
 from experiments.race_results import RaceRun, read_races
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.specs import Interval, check_choice, check_ranges
@@ -210,7 +211,7 @@ Catch: mean return of the last 20 training episodes after so many steps of `expe
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table, a part for every question."""
     questions = {row["question"]: None for row in rows}
-    parts = ["# The encoder study\n", LEGEND]
+    parts = ["# The encoder study\n", LEGEND, f"\n![Pong, one seed]({NAME}.png)"]
     for question in questions:
         parts += [f"\n## {question}\n", *_lines(HEADINGS, [cells(row) for row in rows if row["question"] == question])]
     return "\n".join(parts) + "\n"
@@ -235,8 +236,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def collect(config: StudyConfig) -> list[dict[str, Any]]:
     """What was measured of every encoder, with its question and verdict."""
-    races = read_races(sorted(config.results_dir.glob(f"race_{NAME}*.csv")))
-    measured = Measured(read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv")), races)
+    costs, catch = read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv"))
+    measured = Measured(costs, catch, read_races(race_files(config)))
     rows = []
     for name in (*REFERENCES, *CANDIDATES):
         about = {"question": "reference", "change": "", "verdict": ""}
@@ -248,10 +249,22 @@ def collect(config: StudyConfig) -> list[dict[str, Any]]:
 
 
 def write_table(config: StudyConfig) -> None:
-    """Write the study as CSV and as markdown."""
-    rows = collect(config)
+    """Write the study as CSV and as markdown, and draw its races."""
+    rows, races = collect(config), read_races(race_files(config))
     write_rows(config.path(".csv"), rows)
     write_file(config.path(".md"), markdown(rows).encode())
+    draw([as_curve(run) for run in races], config.path(".png"))
+
+
+def race_files(config: StudyConfig) -> list[Path]:
+    """The CSVs of the study's races."""
+    return sorted(config.results_dir.glob(f"race_{NAME}*.csv"))
+
+
+def as_curve(run: RaceRun) -> Curve:
+    """A run's curve as far as the study goes."""
+    points = run.points[run.clock("timesteps") <= PONG_TIMESTEPS[-1]]
+    return Curve(run.encoder, (), tuple(dict(zip(CURVE_COLUMNS, map(float, point), strict=True)) for point in points))
 
 
 WORK = {"time": time_all, "catch": catch_all, "race": race_promising, "table": write_table}

@@ -100,6 +100,7 @@ def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     ]  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "encoder_study.csv").open()))
     assert [row["pong_250000"] for row in rows] == ["", "-16.0"]
+    assert (tmp_path / "encoder_study.png").read_bytes()[:4] == b"\x89PNG"
     assert "encoder_study.md" in capsys.readouterr().out
 
 
