@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.dqn import CONTRIB_INSTALL_LINE
 from agents.encoders import ENCODERS, known_encoders, policy_kwargs
 from mnv4_rl.policies import PixelActorCriticPolicy, PixelDQNPolicy
 
@@ -187,7 +188,7 @@ def _algorithm(name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        raise ValueError(f'{name} needs {module}; install it with: python -m pip install "sb3-contrib"') from error
+        raise ValueError(f"{name} needs {module}; install it with: {CONTRIB_INSTALL_LINE}") from error
 
 
 def _set_up(model: Any, needs_replay: bool) -> None:

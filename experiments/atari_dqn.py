@@ -31,9 +31,14 @@ class DQNConfig(AtariConfig):
     """DQN's settings; rl-zoo's Atari values by default."""
 
     def check(self) -> None:
-        """As :meth:`AtariConfig.check`, DQN's settings too."""
+        """As :meth:`AtariConfig.check`, DQN's settings too, and that there are updates at all."""
         super().check()
         self.dqn.check()
+        if self.dqn.learning_starts >= self.total_timesteps:
+            raise ValueError(
+                f"dqn.learning_starts={self.dqn.learning_starts:,} leaves no update in total_timesteps="
+                f"{self.total_timesteps:,}; lower --dqn.learning-starts, or train longer."
+            )
 
 
 def main(args: list[str] | None = None) -> None:

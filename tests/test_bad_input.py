@@ -21,7 +21,18 @@ from agents.checkpoint import CHECKPOINTS
 from agents.dqn import DQNHyperparameters
 from agents.ppo import PPOHyperparameters
 from agents.run_lock import RunLock
-from experiments import atari_dqn, atari_ppo, benchmark, classify, custom_env, publish, race, report, watch
+from experiments import (
+    atari_dqn,
+    atari_ppo,
+    benchmark,
+    classify,
+    custom_env,
+    encoder_study,
+    publish,
+    race,
+    report,
+    watch,
+)
 from mnv4_rl import MNV4Extractor
 from tests.run_folders import write_config
 
@@ -133,6 +144,10 @@ MISTAKES = [
     Mistake(atari_dqn, f"{DQN} --dqn.batch-size -1", "batch_size must lie in"),
     Mistake(atari_dqn, f"{DQN} --dqn.batch-size 200000", "batch_size=200000 is more than buffer_size=100000"),
     Mistake(atari_dqn, f"{DQN} --dqn.exploration-fraction 0", "exploration_fraction must lie in (0, 1]"),
+    Mistake(atari_dqn, f"{DQN} --total-timesteps 50000", "learning_starts=100,000 leaves no update"),
+    Mistake(atari_ppo, f"{PPO} --precision fp16", "precision"),
+    Mistake(encoder_study, "--results-dir out", "is not there; write it first with --steps"),
+    Mistake(encoder_study, "--results-dir out --steps race --race-dir races --jobs 0", "jobs must lie in"),
     Mistake(atari_dqn, f"{DQN} --dqn.train-freq 0", "train_freq must lie in"),
     Mistake(atari_dqn, f"{DQN} --dqn.gamma nan", "gamma must lie in [0, 1], got nan"),
     Mistake(classify, "--run-dir new --batch-size 0", "batch_size must lie in"),
@@ -193,7 +208,7 @@ MISTAKES = [
 
 def test_there_are_mistakes_for_every_command():
     assert len(MISTAKES) >= 40
-    commands = {atari_ppo, atari_dqn, classify, watch, race, report, publish, benchmark, custom_env}
+    commands = {atari_ppo, atari_dqn, classify, watch, race, report, publish, benchmark, custom_env, encoder_study}
     assert {mistake.command for mistake in MISTAKES} == commands
 
 

@@ -45,6 +45,21 @@ def wait_until(condition, process, seconds=120):
         time.sleep(0.002)
 
 
+def half_written(run):
+    return list((run / "checkpoints").glob("*.partial"))
+
+
+def kill_session(process, run, seconds):
+    """SIGKILL after some seconds, or while a checkpoint is written; whether it left one half written."""
+    if seconds is None:
+        wait_until(lambda: half_written(run), process)
+    else:
+        time.sleep(seconds)
+    process.kill()
+    process.join()
+    return bool(half_written(run))
+
+
 def steps_of(run):
     return [int(row[STEP]) for row in read_rows(run / "progress.csv")] if (run / "progress.csv").exists() else []
 
@@ -67,13 +82,7 @@ def test_run_survives_twenty_kills(tmp_path):
         if kill:
             expected = f"resumed from timestep {int(newest.name):,}" if newest else "it starts over"
             assert expected in said
-        if kill % 2:
-            wait_until(lambda: list((run / "checkpoints").glob("*.partial")), process)
-        else:
-            time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.join()
-        partial_writes += bool(list((run / "checkpoints").glob("*.partial")))
+        partial_writes += kill_session(process, run, seconds=None if kill % 2 else rng.uniform(0, 0.5))
         steps = steps_of(run)
         assert steps == list(range(8, 8 * len(steps) + 1, 8))  # no gap, no repeated step
         reached.append(newest_timestep(run))
@@ -96,13 +105,7 @@ def test_dqn_with_its_replay_survives_kills(tmp_path):
         process = context.Process(target=run_session, args=(atari_dqn.main, flags, tmp_path / f"{kill}.log"))
         process.start()
         wait_until(lambda: newest_timestep(run) > reached[-1], process)
-        if kill % 2:
-            wait_until(lambda: list((run / "checkpoints").glob("*.partial")), process)
-        else:
-            time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.join()
-        partial_writes += bool(list((run / "checkpoints").glob("*.partial")))
+        partial_writes += kill_session(process, run, seconds=None if kill % 2 else rng.uniform(0, 0.5))
         reached.append(newest_timestep(run))
         assert (newest_checkpoint(run) / "replay.npz").is_file()
         if kill:
