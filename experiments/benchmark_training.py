@@ -219,17 +219,19 @@ def measure_task(
     with ExitStack() as stack:
         measures = {contender.name: open_contender(contender, task, stack) for contender in contenders}
         rates = interleave(measures, rounds, advance)
-    return [make_row(task, name, values, rates[contenders[0].name]) for name, values in rates.items()]
+    reference = rates[contenders[0].name]
+    return [make_row(task, contender, rates[contender.name], reference) for contender in contenders]
 
 
-def make_row(task: Task, name: str, rates: np.ndarray, reference: np.ndarray) -> Row:
+def make_row(task: Task, contender: Contender, rates: np.ndarray, reference: np.ndarray) -> Row:
     """The line of one contender."""
     compared = ratio(rates, reference)
     return Row(
         part=task.part,
-        model=name,
+        model=contender.name,
         task=task.algo,
         device=task.device,
+        dtype=contender.precision,
         n_envs=task.n_envs,
         size=84,
         rounds=len(rates),
