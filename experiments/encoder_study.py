@@ -201,13 +201,13 @@ HEADINGS = (
     "encoder", "what differs", "params", "MMACs", "kB saved", "train", "forward 8", "Catch 8k", "Catch 16k",
     "Pong 250k", "Pong 500k", "verdict",
 )  # fmt: skip
-LEGEND = """Params, MMACs and bytes saved for backward (kB) of one 4x84x84 image. Train and forward 8: images a second over
-NatureCNN's in the same round, forward and backward at batch 256 and forward at batch 8, fp32, median of 7
-rounds. Catch: mean return of the last 20 training episodes after so many steps of `experiments/custom_env.py`
-(10 is the most, 2.4 chance), one seed. Pong: mean raw score of the last 100 training games after so many agent
-steps of `experiments/atari_ppo.py` (-21 to 21), one seed, so differences of a few points mean nothing. Empty:
-not run. Made by `python experiments/encoder_study.py`, from what `--steps time --threads 2`, `--steps catch`
-and `--steps race --promising NAMES` measured."""
+LEGEND = """Params, MMACs and bytes saved for backward (kB) of one 4x84x84 image. Train and forward 8: images a second
+over NatureCNN's in the same round, forward and backward at batch 256 and forward at batch 8, fp32, median
+of 7 rounds. Catch: mean return of the last 20 training episodes after so many steps of
+`experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Pong: mean raw score of the last 100
+training games after so many agent steps of `experiments/atari_ppo.py` (-21 to 21), one seed, so
+differences of a few points mean nothing. Empty: not run. Made by `python experiments/encoder_study.py`,
+from what `--steps time --threads 2`, `--steps catch` and `--steps race --promising NAMES` measured."""
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
