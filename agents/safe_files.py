@@ -6,11 +6,13 @@ and then renamed: one step of the file system decides whether it exists. Reading
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +52,15 @@ def write_file(path: Path, content: bytes) -> None:
         _remove(partial)
         raise
     _sync_folder(path.parent)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a CSV as :func:`write_file` does; the keys of the first row are the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
 
 
 def write_folder(path: Path, files: Mapping[str, Writer]) -> None:

@@ -47,9 +47,9 @@ def stem(out_channels: int = 16, kernel_size: int = 4, stride: int = 4, **kwargs
     return StemSpec(out_channels=out_channels, kernel_size=kernel_size, stride=stride, **{"activation": False} | kwargs)
 
 
-def fused(out_channels: int, expanded_channels: int, stride: int = 2) -> FusedIBSpec:
-    """A fused inverted bottleneck."""
-    return FusedIBSpec(out_channels=out_channels, expanded_channels=expanded_channels, stride=stride)
+def fused(out_channels: int, expanded_channels: int) -> FusedIBSpec:
+    """A fused inverted bottleneck that halves the map."""
+    return FusedIBSpec(out_channels=out_channels, expanded_channels=expanded_channels)
 
 
 def uib(out_channels: int, expanded_channels: int, start: int = 0, middle: int = 0, stride: int = 1) -> UIBSpec:

@@ -11,7 +11,6 @@ The candidates are rows in ``experiments/candidates.py``. ``catch`` and ``race``
 from __future__ import annotations
 
 import csv
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm
 
-from agents.safe_files import make_folder, write_file
+from agents.safe_files import make_folder, write_csv, write_file
 from experiments import benchmark, race
-from experiments.atari_run import shown
+from experiments.atari_run import SEED, TIMESTEPS, shown
 from experiments.candidates import CANDIDATES
 from experiments.command import parse, user_errors
 from experiments.custom_env import CatchEnv, build_agent
@@ -45,7 +44,7 @@ NAME = "encoder_study"
 REFERENCES = ("nature", "rl_s", "rl_m")
 CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
 PONG_TIMESTEPS = (250_000, 500_000)
-_RANGES = {"total_timesteps": Interval(1), "jobs": Interval(1), "threads": THREADS, "seed": Interval(0, 2 * 10**9)}
+_RANGES = {"total_timesteps": TIMESTEPS, "jobs": Interval(1), "threads": THREADS, "seed": SEED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ def catch_all(config: StudyConfig) -> None:
             agent.learn(CATCH_TIMESTEPS[-1], callback=curve)
             returns = {f"return_{t}": f"{r:.3g}" for t, r in zip(CATCH_TIMESTEPS, curve.returns, strict=True)}
             rows.append({"encoder": name, "seed": config.seed, **returns})
-            write_rows(path, rows)
+            write_csv(path, rows)
 
 
 def race_promising(config: StudyConfig) -> None:
@@ -155,15 +154,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a CSV; an existing file is replaced once the new one is complete."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
-
-
 def score_at(run: RaceRun, timesteps: int) -> float | None:
     """Mean raw score of the last 100 games at a timestep, None if the run did not get there."""
     steps = run.clock("timesteps")
@@ -178,6 +168,12 @@ class Measured(NamedTuple):
     costs: list[dict[str, Any]]
     catch: list[dict[str, Any]]
     runs: list[RaceRun]
+
+
+def read_measured(config: StudyConfig) -> Measured:
+    """What the other steps wrote."""
+    races = sorted(config.results_dir.glob(f"race_{NAME}*.csv"))
+    return Measured(read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv")), read_races(races))
 
 
 def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
@@ -236,31 +232,25 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [row["encoder"], row["change"], *measured, row["verdict"]]
 
 
-def collect(config: StudyConfig) -> list[dict[str, Any]]:
+def collect(measured: Measured, seed: int) -> list[dict[str, Any]]:
     """What was measured of every encoder, with its question and verdict."""
-    costs, catch = read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv"))
-    measured = Measured(costs, catch, read_races(race_files(config)))
     rows = []
     for name in (*REFERENCES, *CANDIDATES):
         about = {"question": "reference", "change": "", "verdict": ""}
         if name in CANDIDATES:
             row = CANDIDATES[name]
             about = {"question": row.question, "change": row.change, "verdict": row.verdict}
-        rows.append(columns(name, measured, config.seed) | about)
+        rows.append(columns(name, measured, seed) | about)
     return rows
 
 
 def write_table(config: StudyConfig) -> None:
     """Write the study as CSV and as markdown, and draw its races."""
-    rows, races = collect(config), read_races(race_files(config))
-    write_rows(config.path(".csv"), rows)
+    measured = read_measured(config)
+    rows = collect(measured, config.seed)
+    write_csv(config.path(".csv"), rows)
     write_file(config.path(".md"), markdown(rows).encode())
-    draw([as_curve(run) for run in races], config.path(".png"))
-
-
-def race_files(config: StudyConfig) -> list[Path]:
-    """The CSVs of the study's races."""
-    return sorted(config.results_dir.glob(f"race_{NAME}*.csv"))
+    draw([as_curve(run) for run in measured.runs], config.path(".png"))
 
 
 def as_curve(run: RaceRun) -> Curve:

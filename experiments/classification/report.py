@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from agents.safe_files import write_file
-from experiments.classification.run import write_csv
+from agents.safe_files import write_csv, write_file
 from experiments.classification.training import Evaluation
 
 MAX_NUMBERED_CLASSES = 20

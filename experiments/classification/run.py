@@ -13,13 +13,10 @@ Files that change are written beside and renamed, so one is always whole.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -30,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents.run_folder import RunFolder
-from agents.safe_files import write_file
+from agents.safe_files import write_csv, write_file
 from experiments.classification.augment import augment_images
 from experiments.classification.training import Evaluation, Trainer
 
@@ -180,12 +177,3 @@ def _tag(column: str) -> str:
     if group in ("train", "validation"):
         return f"{group}/{rest}"
     return f"train/{column}" if column == "learning_rate" else f"time/{column}"
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows with the keys of the first as the header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
