@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.baselines import ImpalaCNN, ImpoolaCNN
-from mnv4_rl.specs import NetworkSpec
+from mnv4_rl.specs import NetworkSpec, did_you_mean
 
 FEATURES_DIM = 512
 
@@ -61,8 +61,7 @@ def policy_kwargs(encoder: str, features_dim: int = FEATURES_DIM) -> dict[str, A
     encoders = known_encoders()
     if encoder not in encoders:
         close = difflib.get_close_matches(encoder, encoders, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"There is no encoder called {encoder!r}.{hint} Known: {', '.join(ENCODERS)}.")
+        raise ValueError(f"There is no encoder called {encoder!r}.{did_you_mean(close)} Known: {', '.join(ENCODERS)}.")
     extractor_class, extractor_kwargs = encoders[encoder]
     return {
         "features_extractor_class": extractor_class,

@@ -14,6 +14,8 @@ import ale_py
 import gymnasium as gym
 from ale_py import roms
 
+from mnv4_rl.specs import did_you_mean
+
 _ENV_ID = re.compile(r"(ale/)?(?P<name>.+?)(?P<ram>-ram)?(noframeskip|deterministic)?(-v\d+)?")
 
 
@@ -72,5 +74,4 @@ def _unknown_game(name: str, key: str, games: dict[str, str]) -> str:
     if key in map(_letters, roms.get_all_rom_ids()):
         return f"{name!r} is a game for two players; ALE's single-player emulator cannot run it. See list_games()."
     close = [games[match] for match in difflib.get_close_matches(key, games, n=3)]
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"Unknown game {name!r}.{hint} mnv4_rl.atari_games.list_games() lists all {len(games)}."
+    return f"Unknown game {name!r}.{did_you_mean(close)} mnv4_rl.atari_games.list_games() lists all {len(games)}."

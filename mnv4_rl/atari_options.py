@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from mnv4_rl.specs import did_you_mean
+
 
 @dataclasses.dataclass(frozen=True)
 class AtariOptions:
@@ -73,8 +75,7 @@ def options_of(protocol: str, changes: Mapping[str, Any]) -> AtariOptions:
     for name in changes:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"Unknown option {name!r}.{hint} The options are {', '.join(names)}.")
+            raise TypeError(f"Unknown option {name!r}.{did_you_mean(close)} The options are {', '.join(names)}.")
     return dataclasses.replace(PROTOCOLS[protocol], **changes)
 
 

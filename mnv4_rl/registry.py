@@ -25,6 +25,7 @@ from mnv4_rl.specs import (
     UIBSpec,
     check_heads,
     check_positive,
+    did_you_mean,
 )
 
 
@@ -191,5 +192,4 @@ def _unknown_name_message(name: str) -> str:
             f"(not the README family's 'mobilenet_v4_*', which are other networks). Known: {', '.join(SPECS)}."
         )
     close = difflib.get_close_matches(name.lower().replace("-", "_"), SPECS, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"{message}{hint} Known: {', '.join(SPECS)}."
+    return f"{message}{did_you_mean(close)} Known: {', '.join(SPECS)}."

@@ -8,7 +8,7 @@ The rows themselves are in :mod:`mnv4_rl.registry`. Block names and settings fol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -105,6 +105,11 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def did_you_mean(close: Sequence[str]) -> str:
+    """The hint in a message about an unknown name, with a space before it; empty where nothing comes close."""
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def check_heads(channels: int, num_heads: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass, replace
 
-from mnv4_rl.specs import Interval, check_ranges
+from mnv4_rl.specs import Interval, check_ranges, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,6 @@ def get_recipe(name: str, overrides: Overrides) -> Recipe:
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name.lower().replace("-", "_"), RECIPES, n=2, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"There is no recipe called {name!r}.{hint} Known: {', '.join(RECIPES)}.")
+        raise ValueError(f"There is no recipe called {name!r}.{did_you_mean(close)} Known: {', '.join(RECIPES)}.")
     given = {key: value for key, value in asdict(overrides).items() if value is not None}
     return replace(RECIPES[name], **given)
