@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from agents.encoders import policy_kwargs
 from experiments.measuring import Clock, Row, calls_per_second, interleave, ratio
 from mnv4_rl.complexity import measure, saved_bytes
+from mnv4_rl.policies import takes_uint8
 from mnv4_rl.registry import SPECS
 
 REFERENCE = "nature"
@@ -121,11 +122,6 @@ def cost(model: nn.Module, size: int) -> Cost:
 def random_images(n: int, size: int, device: str = "cpu") -> Tensor:
     """Images (n, CHANNELS, size, size) as a buffer holds them: uint8 in [0, 255]."""
     return th.randint(0, 256, (n, CHANNELS, size, size), dtype=th.uint8, device=device)
-
-
-def takes_uint8(model: nn.Module) -> bool:
-    """Whether :mod:`mnv4_rl.policies` would hand an encoder uint8 images."""
-    return getattr(model, "accepts_uint8", False)
 
 
 def make_call(model: nn.Module, images: Tensor, task: str, dtype: str) -> Callable[[], None]:

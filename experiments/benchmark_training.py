@@ -56,14 +56,14 @@ class Contender:
 
 
 REFERENCE = "SB3, NatureCNN"
+GROWING = (Contender(REFERENCE, True, "nature"), Contender("runner, rl_s", False, "rl_s"))
 CONTENDERS = (
-    Contender(REFERENCE, True, "nature"),
+    GROWING[0],
     Contender("SB3, rl_s by policy_kwargs", True, "rl_s"),
     Contender("runner, NatureCNN", False, "nature"),
-    Contender("runner, rl_s", False, "rl_s"),
+    GROWING[1],
     Contender("runner, rl_s, bf16", False, "rl_s", "bf16"),
 )
-GROWING = (CONTENDERS[0], CONTENDERS[3])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import platform
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch as th
@@ -19,11 +18,10 @@ from mnv4_rl.policies import PixelModel
 from mnv4_rl.specs import Interval, check_choice, check_positive, check_range
 
 THREADS = Interval(1, 1024)  # far past any use; PyTorch tries to start as many as it is told
+PRECISIONS: dict[str, th.dtype | None] = {"fp32": None, "bf16": th.bfloat16}
 
 # mallopt's parameter numbers, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-PRECISIONS: dict[str, th.dtype | None] = {"fp32": None, "bf16": th.bfloat16}
-
 _KEEP_BYTES = 1 << 30
 _GROW_BYTES = 64 << 20
 
@@ -103,7 +101,7 @@ def compile_encoders(policy: nn.Module) -> int:
         Encoders compiled.
     """
     compiled = 0
-    for extractor in _encoders(policy):
+    for extractor in [module for module in policy.modules() if isinstance(module, ImageExtractor)]:
         network = extractor.network
         network.compile(mode="reduce-overhead")
         try:
@@ -115,10 +113,6 @@ def compile_encoders(policy: nn.Module) -> int:
             network._compiled_call_impl = None
             warnings.warn(f"{type(extractor).__name__} is not compiled: {error}", RuntimeWarning, stacklevel=2)
     return compiled
-
-
-def _encoders(policy: nn.Module) -> Iterator[ImageExtractor]:
-    return (module for module in policy.modules() if isinstance(module, ImageExtractor))
 
 
 def _keep_freed_memory() -> bool:

@@ -16,7 +16,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
 from stable_baselines3.dqn.policies import QNetwork
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def takes_uint8(extractor: nn.Module) -> bool:
+    """Whether the policies here hand an encoder uint8 images; others get floats in [0, 1]."""
+    return getattr(extractor, "accepts_uint8", False)
 
 
 class PixelModel(BaseModel):
@@ -46,7 +51,7 @@ class PixelModel(BaseModel):
 
     def _extract(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
         is_uint8 = isinstance(obs, Tensor) and obs.dtype == th.uint8
-        if is_uint8 and self.normalize_images and getattr(features_extractor, "accepts_uint8", False):
+        if is_uint8 and self.normalize_images and takes_uint8(features_extractor):
             return features_extractor(obs)
         return super().extract_features(obs, features_extractor)
 
@@ -69,4 +74,4 @@ class PixelDQNPolicy(DQNCnnPolicy):
         return PixelQNetwork(**net_args).to(self.device)
 
 
-__all__ = ["PixelActorCriticPolicy", "PixelDQNPolicy", "PixelModel", "PixelQNetwork"]
+__all__ = ["PixelActorCriticPolicy", "PixelDQNPolicy", "PixelModel", "PixelQNetwork", "takes_uint8"]
