@@ -3,7 +3,7 @@
 A saved agent is a folder; a checkpoint of a run is the same folder with ``training.json`` (and ``replay.npz``) in it:
 
 agent.json         algorithm, encoder, spaces, hyperparameters, the optimiser's settings
-agent.safetensors  weights, and the optimiser's state of each
+agent.safetensors  weights, and the optimiser's state of each unless it was left out
 training.json      counters, recent games, values waiting to be logged, states of the random generators
 replay.npz         the transitions of an off-policy algorithm, where asked for
 manifest.json      size and SHA-256 of each
@@ -51,13 +51,15 @@ _REFUSED = (
 )
 
 
-def save_agent(model: BaseAlgorithm, path: str | Path) -> Path:
+def save_agent(model: BaseAlgorithm, path: str | Path, *, optimizer: bool = True) -> Path:
     """Save an agent so that it can be loaded safely.
 
     Args:
         model: PPO, DQN or QR-DQN with ``"CnnPolicy"`` or a policy of :mod:`mnv4_rl.policies`, and an encoder of
             :data:`agents.encoders.ENCODERS`.
         path: A new folder, or one that :func:`save_agent` wrote, which is replaced.
+        optimizer: Keep the optimiser's state too. Without it the folder is a third of the size; the agent plays the
+            same, and one that trains on begins with a fresh optimiser.
 
     Returns:
         The folder.
@@ -71,7 +73,7 @@ def save_agent(model: BaseAlgorithm, path: str | Path) -> Path:
     if path.exists() and not (path / MANIFEST).is_file():
         raise FileExistsError(f"{path} exists and is no saved agent; name a new folder.")
     check_finite(model)
-    write_folder(path, _agent_files(model, agent_format.describe(model)))
+    write_folder(path, _agent_files(model, agent_format.describe(model), optimizer=optimizer))
     return path
 
 
@@ -201,9 +203,9 @@ def restore_model(model: BaseAlgorithm, checkpoint: Path) -> None:
         read_replay(model.replay_buffer, checkpoint / REPLAY)  # type: ignore[attr-defined]
 
 
-def _agent_files(model: BaseAlgorithm, description: Mapping[str, Any]) -> dict[str, Writer]:
+def _agent_files(model: BaseAlgorithm, description: Mapping[str, Any], *, optimizer: bool = True) -> dict[str, Writer]:
     data = {**description, "optimizer": agent_format.optimizer_groups(model)}
-    tensors = agent_format.policy_tensors(model) | agent_format.optimizer_tensors(model)
+    tensors = agent_format.policy_tensors(model) | (agent_format.optimizer_tensors(model) if optimizer else {})
     return {AGENT: _writer(json.dumps(data, indent=1).encode()), TENSORS: _writer(save(tensors))}
 
 

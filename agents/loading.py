@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.checkpoint import load_agent, load_zip_weights, newest_checkpoint
 from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
-from agents.run_folder import read_config
+from agents.run_folder import KEPT_AGENT, read_config
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_games import resolve_game
 from mnv4_rl.specs import check_choice
@@ -40,7 +40,7 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     """Load the agent of a run folder: the final one, or that of the newest checkpoint while there is no final one.
 
     Args:
-        run_dir: A folder that a training command wrote.
+        run_dir: A folder that a training command wrote, or one of a published agent.
         device: Where the agent goes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
@@ -58,6 +58,8 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
         load_zip_weights(model, final)
     elif checkpoint is not None:
         model = load_agent(checkpoint, device=device)
+    elif (run_dir / KEPT_AGENT).is_dir():
+        model = load_agent(run_dir / KEPT_AGENT, device=device)
     else:
         raise ValueError(
             f"{run_dir} has neither model.zip nor a sound checkpoint; if it is training, wait for its first one."

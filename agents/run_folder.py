@@ -10,6 +10,8 @@ checkpoints/    the newest states to resume from, see agents/checkpoint.py
 run.lock        the process that writes here, while it lives
 model.zip       the trained agent, for SB3's load
 evaluation.json raw scores of whole games played by the final model
+
+A published agent's folder has config.yml, evaluation.json and, in place of the rest, ``agent/`` with the weights alone.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from agents.safe_files import make_folder, write_file
 
 _PACKAGES = ("torch", "stable-baselines3", "ale-py", "gymnasium", "numpy")
 _ROOT = Path(__file__).resolve().parents[1]
+KEPT_AGENT = "agent"  # folder of a published agent's weights
 
 
 class UnsavedError(OSError):

@@ -69,18 +69,27 @@ def read_run(run: Path, points: int) -> Curve:
     Raises:
         ValueError: If the folder holds no run, or no game ended in it.
     """
-    if not (run / "config.yml").is_file() or not (run / "progress.csv").is_file():
+    if not (run / "progress.csv").is_file():
         raise ValueError(f"{run} is not a run folder: it needs config.yml and progress.csv.")
-    config = read_config(run)
-    if missing := {"game", "algo", "encoder", "seed"} - config.keys():
-        raise ValueError(f"{run}/config.yml is not the config of an Atari run: no {', '.join(sorted(missing))}.")
-    label = f"{config['game']}__{config['algo']}__{config['encoder']}__s{config['seed']}"
+    label = label_of(run)
     rows = _read_rows(run / "progress.csv")
     if not rows:
         raise ValueError(f"No whole game ended in {run}, so there is no curve yet.")
     n_kept = min(points, len(rows))
     kept = tuple(rows[round(i * (len(rows) - 1) / max(1, n_kept - 1))] for i in range(n_kept))  # first and last too
     return Curve(label, provenance(run), kept)
+
+
+def label_of(run: Path) -> str:
+    """<game>__<algo>__<encoder>__s<seed> of a run folder.
+
+    Raises:
+        ValueError: If it holds no run of a game.
+    """
+    config = read_config(run)
+    if missing := {"game", "algo", "encoder", "seed"} - config.keys():
+        raise ValueError(f"{run}/config.yml is not the config of an Atari run: no {', '.join(sorted(missing))}.")
+    return f"{config['game']}__{config['algo']}__{config['encoder']}__s{config['seed']}"
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -72,6 +72,16 @@ def test_shared_encoder_is_stored_once(ppo, tmp_path):
     assert 12 * numbers < (tmp_path / "agent" / "agent.safetensors").stat().st_size < 12.5 * numbers
 
 
+def test_agent_saved_without_its_optimiser_acts_the_same_and_trains_on(ppo, tmp_path):
+    loaded = load_agent(save_agent(ppo, tmp_path / "agent", optimizer=False), tiny_env(), device="cpu")
+    assert same(ppo.policy.state_dict(), loaded.policy.state_dict())
+    assert loaded.policy.optimizer.state_dict()["state"] == {}
+    numbers = sum(p.numel() for p in ppo.policy.parameters())
+    assert 4 * numbers < (tmp_path / "agent" / "agent.safetensors").stat().st_size < 4.2 * numbers
+    loaded.learn(16)
+    assert not same(ppo.policy.state_dict(), loaded.policy.state_dict())
+
+
 def test_loading_leaves_the_callers_generators_alone(ppo, tmp_path):
     save_agent(ppo, tmp_path / "agent")
     before = np.random.get_state()[1].copy()

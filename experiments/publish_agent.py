@@ -1,0 +1,192 @@
+"""Publish the agent of a finished run: weights alone, a card and a GIF of play, small enough to commit.
+
+python experiments/publish_agent.py --run runs/pong__ppo__rl_s__s0
+
+agent/           weights as safetensors, and how to rebuild the agent as JSON; see agents/checkpoint.py
+config.yml       settings of its training
+evaluation.json  raw scores of whole games
+play.gif         the first game's first seconds
+README.md        the card: game, score, timesteps, command, commit
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.checkpoint import load_agent, newest_checkpoint, save_agent
+from agents.evaluate import Evaluation, evaluate
+from agents.evaluation_log import record_clip
+from agents.protocols import make_protocol_env
+from agents.run_folder import KEPT_AGENT, read_config
+from agents.safe_files import make_folder, write_file
+from agents.video import gif
+from experiments.atari_run import N_ENVS, SEED, shown
+from experiments.command import parse, user_errors
+from experiments.publish import RESULTS, label_of, provenance
+from mnv4_rl.atari import make_atari_env
+from mnv4_rl.atari_options import PROTOCOLS
+from mnv4_rl.atari_scores import REFERENCE_SCORES, human_normalised
+from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.specs import check_positive, check_ranges
+
+AGENTS = RESULTS / "agents"
+PROTOCOL = "sb3"
+FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
+ROOT = Path(__file__).resolve().parents[1]
+CLIP_TIMESTEPS = 300  # 20 seconds of play
+CLIP_BYTES = 1_000_000
+_RANGES = {"n_envs": N_ENVS, "seed": SEED, "threads": THREADS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishAgentConfig:
+    """Play whole games with the agent of a finished run, and keep it with a card and a GIF."""
+
+    run: Path
+    """Folder of a run that has trained all its timesteps."""
+    games: int = 30
+    """Whole games played for the card."""
+    n_envs: int = 6
+    """Games played side by side."""
+    seed: int = 1_000
+    """Seed of games and actions."""
+    threads: int = 1
+    """CPU threads."""
+    agents_dir: Path = AGENTS
+    """Folder for the agent's own, which is called <game>__<algo>__<encoder>__s<seed>."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """An agent that has trained all its timesteps.
+
+    Attributes:
+        folder: Its run folder.
+        settings: The run's config.yml.
+        timesteps: Agent timesteps it was trained.
+        model: The agent.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    timesteps: int
+    model: BaseAlgorithm
+
+    @property
+    def game(self) -> str:
+        """Rom id."""
+        return self.settings["game"]
+
+
+def read_finished(folder: Path) -> FinishedRun:
+    """The agent of a run's last timestep.
+
+    Raises:
+        ValueError: If the folder holds no run of a game, or one that has not reached its last timestep.
+    """
+    label_of(folder)  # refuses what is no run of a game
+    settings, checkpoint = read_config(folder), newest_checkpoint(folder)
+    done, total = int(checkpoint.name) if checkpoint else 0, int(settings["total_timesteps"])
+    if checkpoint is None or done < total:
+        raise ValueError(f"{folder} stands at timestep {done:,} of {total:,}; train it to the end with --resume first.")
+    return FinishedRun(folder, settings, done, load_agent(checkpoint, device="cpu"))
+
+
+def play(run: FinishedRun, config: PublishAgentConfig) -> Evaluation:
+    """Whole games of the agent; a line for each as it ends."""
+    env, number = make_protocol_env(run.model, run.game, PROTOCOL, config.n_envs, config.seed), count(1)
+    try:
+        return evaluate(
+            run.model,
+            env,
+            config.games,
+            seed=config.seed,
+            on_game=lambda score: print(f"game {next(number):<4d}    {score:g}", flush=True),
+        )
+    finally:
+        env.close()
+
+
+def clip_of(run: FinishedRun, seed: int) -> bytes:
+    """A GIF of the first seconds of a game."""
+    env = make_atari_env(run.game, 1, seed)
+    try:
+        screens = record_clip(run.model, env, CLIP_TIMESTEPS, seed)
+    finally:
+        env.close()
+    return gif(screens, FRAME_SKIP, scale=1, max_bytes=CLIP_BYTES)
+
+
+def write_agent(run: FinishedRun, evaluation: Evaluation, clip: bytes, folder: Path) -> None:
+    """Write the agent's folder, its card last; files that were there are replaced one by one."""
+    make_folder(folder)
+    save_agent(run.model, folder / KEPT_AGENT, optimizer=False)
+    settings = {key: value for key, value in run.settings.items() if key != "run_dir"}
+    write_file(folder / "config.yml", yaml.safe_dump(settings, sort_keys=False).encode())
+    write_file(folder / "evaluation.json", (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
+    write_file(folder / "play.gif", clip)
+    write_file(folder / "README.md", card(run, evaluation, folder).encode())
+
+
+def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
+    """What a reader needs to know about the agent, as markdown."""
+    settings = run.settings
+    command, *versions = provenance(run.folder)
+    frames = run.timesteps * FRAME_SKIP
+    n_parameters = sum(parameter.numel() for parameter in run.model.policy.parameters())
+    place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    rows = {
+        "game": f"{settings['game']} (ALE), no sticky actions, the game's own actions",
+        "score": f"{evaluation}: mean with 95 % interval, raw score of whole games, sampled actions",
+        "human-normalised": normalised(run.game, evaluation.mean),
+        "training": f"{run.timesteps:,} agent timesteps ({frames:,} frames), seed {settings['seed']}",
+        "algorithm": type(run.model).__name__,
+        "encoder": f"`{settings['encoder']}`, {n_parameters:,} parameters with policy and value head",
+        "command": f"`{command.removeprefix('command: ')}`",
+        "versions": ", ".join(versions),
+    }
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return (
+        f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n{table}\n\n"
+        f"Watch it: `python experiments/watch.py {place}`. In code: "
+        f'`agents.checkpoint.load_agent("{place / KEPT_AGENT}")`. '
+        "One run of one seed: another seed may score otherwise.\n"
+    )
+
+
+def normalised(game: str, score: float) -> str:
+    """The score between random play (0) and a human tester (1)."""
+    value = human_normalised(game, score)
+    if value is None:
+        return "no reference scores for this game"
+    random, human = REFERENCE_SCORES[game]
+    return f"{value:.2f} (0 is random play at {random:g}, 1 a human tester at {human:g})"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Read the run, play, write, and say where everything is."""
+    config = parse(PublishAgentConfig, args)
+    with user_errors():
+        check_ranges(config, _RANGES)
+        check_positive(games=config.games)
+        tune(config.threads)
+        run = read_finished(config.run)
+        folder = config.agents_dir.expanduser().absolute() / label_of(config.run)
+    evaluation = play(run, config)
+    write_agent(run, evaluation, clip_of(run, config.seed), folder)
+    print(f"mean         {evaluation}\nagent        {shown(folder)}")
+
+
+if __name__ == "__main__":
+    main()
