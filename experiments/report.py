@@ -2,6 +2,7 @@
 
 python experiments/report.py --races experiments/results/race_pong.csv --name pong
 
+NAME_wall_time.png    raw score of every game against wall time, with intervals
 NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a thin line a seed
 NAME_iqm.png          interquartile mean of the human-normalised score against the same, with intervals
 NAME_improvement.png  probability that a run beats a run of the reference encoder, with intervals
@@ -29,8 +30,15 @@ from agents.safe_files import make_folder
 from experiments.atari_run import SEED, shown
 from experiments.command import check_file_name, parse, user_errors
 from experiments.publish import RESULTS
+from experiments.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
 from experiments.race_results import CLOCKS, RaceRun, read_races
-from experiments.statistics import Estimate, bootstrap, interquartile_mean, probability_of_improvement
+from experiments.statistics import (
+    Estimate,
+    bootstrap,
+    interquartile_mean,
+    mean_over_runs,
+    probability_of_improvement,
+)
 from mnv4_rl.atari_scores import human_normalised
 from mnv4_rl.specs import check_positive, check_range
 
@@ -40,6 +48,7 @@ _BOOTSTRAP_NOTE = (
     "Brackets: 95 % stratified-bootstrap intervals ({n_resamples} resamples, {n_seeds} seeds). Scores: mean of the "
     "last 100 training games of each run; mean over seeds, with the lowest and the highest."
 )
+_ONE_SEED_NOTE = "One seed: there are no intervals, and a small difference means nothing."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +212,42 @@ def draw_scores(races: Races, path: Path) -> None:
                     run = races.runs[encoder, game, seed]
                     axis.plot(run.clock(clock), run.scores, color=f"C{index}", linewidth=0.6, alpha=0.5)
                 axis.plot(*mean_curve(races, encoder, game, clock), color=f"C{index}", label=encoder)
+            if clock == "timesteps":
+                draw_published(axis, game, max(run.clock(clock)[-1] for run in races.runs.values()))
             label_axis(axis, CLOCKS[clock], f"{game}: {SCORE_LABEL}" if clock == "timesteps" else "")
     axes[0, 0].legend(frameon=False)
     save(figure, path)
+
+
+def draw_published(axis: Axes, game: str, end: float) -> None:
+    """Published scores of NatureCNN up to the end of the runs: a baseline below them would be a weak one."""
+    points = {timesteps: score for timesteps, score in NATURE_PPO_SCORES.get(game, {}).items() if timesteps <= end}
+    axis.plot(list(points), list(points.values()), "kx", label="nature, published")
+
+
+def draw_wall_time(races: Races, config: ReportConfig, path: Path) -> None:
+    """A panel a game: the mean over seeds with its interval; one seed has none."""
+    figure, axes = plt.subplots(
+        1, len(races.games), figsize=(4 * len(races.games), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, game in zip(axes[0], races.games, strict=True):
+        for index, encoder in enumerate(races.encoders):
+            minutes, mean = game_curve(races, encoder, game, "wall_seconds", config)
+            axis.plot(minutes / 60, mean.point, color=f"C{index}", label=encoder)
+            if len(races.seeds) > 1:
+                axis.fill_between(minutes / 60, mean.low, mean.high, color=f"C{index}", alpha=0.2, linewidth=0)
+        axis.set_title(game)
+        label_axis(axis, "wall time (min)", SCORE_LABEL if axis is axes[0, 0] else "")
+    axes[0, 0].legend(frameon=False)
+    save(figure, path)
+
+
+def game_curve(races: Races, encoder: str, game: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
+    """Clock values and the mean raw score over seeds at each, (n_points,), with its interval."""
+    runs = [races.runs[encoder, game, seed] for seed in races.seeds]
+    grid = common_grid(runs, clock, config.n_points)
+    curves = np.stack([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=-1)  # (n_points, n_seeds)
+    return grid, estimate(config, mean_over_runs, curves[..., None])  # one game: (n_points, n_seeds, 1)
 
 
 def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
@@ -260,9 +302,23 @@ def table(races: Races, config: ReportConfig) -> str:
     header += [f"CPU time to {reference}'s score, {game}" for game in races.games]
     rows = [header, ["---"] * len(header)]
     rows += [table_row(races, encoder, config) for encoder in races.encoders]
+    rows += published_row(races, len(header))
     note = _BOOTSTRAP_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
+    note = note if len(races.seeds) > 1 else f"{_ONE_SEED_NOTE} {note}"
     sources = "Made from " + ", ".join(f"`{path.name}`" for path in config.races) + " by `experiments/report.py`."
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note, "", sources, ""])
+
+
+def published_row(races: Races, n_columns: int) -> list[list[str]]:
+    """NatureCNN's published scores at the timestep where the runs end, if all games have one."""
+    ends = [run.clock("timesteps")[-1] for run in races.runs.values()]
+    marks = [timesteps for timesteps in PUBLISHED_TIMESTEPS if abs(timesteps - ends[0]) < 0.01 * ends[0]]
+    scores = [NATURE_PPO_SCORES.get(game, {}) for game in races.games]
+    if not marks or not any(scores):
+        return []
+    cells = [f"{score[marks[0]]:.1f}" if score else "" for score in scores]
+    row = [f"NatureCNN as published by {NATURE_PPO_SOURCE}", *cells]
+    return [row + [""] * (n_columns - len(row))]
 
 
 def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
@@ -297,11 +353,13 @@ def main(args: list[str] | None = None) -> None:
         text = table(races, config)  # before anything is written: it finds every fault of the data
         make_folder(config.results_dir)
     base = config.results_dir / config.name
-    paths = [base.with_name(f"{config.name}{end}") for end in ("_scores.png", "_iqm.png", "_improvement.png", ".md")]
-    draw_scores(races, paths[0])
-    draw_iqm(races, config, paths[1])
-    draw_improvement(races, config, paths[2])
-    paths[3].write_text(text, encoding="utf-8")
+    ends = ("_wall_time.png", "_scores.png", "_iqm.png", "_improvement.png", ".md")
+    paths = [base.with_name(f"{config.name}{end}") for end in ends]
+    draw_wall_time(races, config, paths[0])
+    draw_scores(races, paths[1])
+    draw_iqm(races, config, paths[2])
+    draw_improvement(races, config, paths[3])
+    paths[4].write_text(text, encoding="utf-8")
     print(text)
     print("\n".join(shown(path) for path in paths))
 

@@ -62,6 +62,11 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return np.asarray(stats.trim_mean(pooled, 0.25, axis=-1))
 
 
+def mean_over_runs(scores: np.ndarray) -> np.ndarray:
+    """Mean of all runs, seeds and games pooled: (..., n_seeds, n_games) -> (...) float64."""
+    return scores.mean(axis=(-2, -1))
+
+
 def probability_of_improvement(scores: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     """Probability that a random run beats a random run of the baseline on a random game; ties count half.
 

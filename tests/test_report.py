@@ -46,7 +46,7 @@ def flags(config):
 def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     report.main(flags(config))
     out, printed = config.results_dir / "out", capsys.readouterr().out
-    for name in ("r_scores.png", "r_iqm.png", "r_improvement.png"):
+    for name in ("r_wall_time.png", "r_scores.png", "r_iqm.png", "r_improvement.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG" and name in printed
     header, _, nature, rl_s = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -75,6 +75,24 @@ def test_iqm_curve_is_the_line_the_runs_are_on(config):
     assert grid.tolist() == [0, 1.25, 2.5, 3.75, 5]
     assert iqm.point == pytest.approx(np.linspace(0, 0.81, 5))
     assert (iqm.low <= iqm.point + 1e-12).all() and (iqm.point <= iqm.high + 1e-12).all()
+
+
+def test_a_games_curve_is_the_mean_over_its_seeds_inside_its_interval(config):
+    races = full_matrix(two_encoders(), "nature")
+    seconds, mean = report.game_curve(races, "rl_s", "pong", "wall_seconds", config)
+    assert seconds.tolist() == [0, 5, 10, 15, 20]
+    assert normalised("pong", mean.point) == pytest.approx(np.linspace(0, 0.81, 5))
+    assert normalised("pong", mean.low[-1]) == pytest.approx(0.80, abs=0.004)
+    assert normalised("pong", mean.high[-1]) == pytest.approx(0.82, abs=0.004)
+
+
+def test_published_scores_stand_beside_runs_of_their_length(config):
+    long = [run_of(encoder, 0, 0.5, game, total=1_000_448) for encoder in ("nature", "rl_s") for game in HUMAN]
+    text = report.table(full_matrix(long, "nature"), config)
+    assert "| NatureCNN as published by rl-trained-agents | -12.0 | 25.7 |" in text
+    assert "One seed: there are no intervals" in text
+    short = report.table(full_matrix(two_encoders(), "nature"), config)
+    assert "published" not in short and "One seed" not in short
 
 
 def test_matrix_has_a_row_a_seed_and_a_column_a_game():
