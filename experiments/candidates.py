@@ -1,4 +1,4 @@
-"""The encoders that were tried for ``rl_s`` and ``rl_m``: each a change to the row of ``rl_s``.
+"""The encoders that were tried for ``rl_s`` and ``rl_m``: each a change to ``rl_s-as_drawn``.
 
 Importing this module makes their names known to ``--encoder``. What they cost and reached is in
 ``experiments/results/encoder_study.md``, which ``experiments/encoder_study.py`` writes.
@@ -21,8 +21,9 @@ from mnv4_rl.specs import (
     UIBSpec,
 )
 
-BASE = get_spec("rl_s")
 PREFIX = "rl_s-"  # of every candidate's name
+# rl_s as it was during the study: its initial weights were chosen last, on Breakout.
+BASE = replace(get_spec("rl_s"), name=f"{PREFIX}as_drawn", static_gain=None, weight_rms=None)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Candidate:
 
     Attributes:
         question: Which choice it is about.
-        change: What differs from ``rl_s``.
+        change: What differs from ``rl_s-as_drawn``: ``rl_s`` with its weights as drawn.
         spec: The row.
         verdict: What came of it, in a line; written after the measurements.
     """
@@ -79,12 +80,27 @@ def head(**kwargs: Any) -> dict[str, Any]:
 
 MQA = MobileMQASpec(num_heads=4, key_dim=12)
 M_FUSED, M_UIB, M_MQA = (fused(48, 48), fused(64, 96)), uib(64, 192, start=3), MobileMQASpec(num_heads=4, key_dim=16)
-STEM, EARLY, LATE, NORM, SHAPE, HEAD, MIX, LARGER = (
+INITIAL, STEM, EARLY, LATE, NORM, SHAPE, HEAD, MIX, LARGER = (
+    "initial weights",
     "stem", "downsampling blocks", "last stage", "norm", "activation and residual", "head", "gating and attention",
     "rl_m",
 )  # fmt: skip
-# name, question, what differs from rl_s, fields of the row that change, verdict
+# name, question, what differs, fields of the row that change, verdict
 _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
+    (
+        "static_0.3",
+        INITIAL,
+        "filters blind to flat areas, the stem's nearly blind to static ones",
+        {"static_gain": 0.3},
+        "in rl_s: the ball moves the features by a fifth of their length in place of 3 %",
+    ),
+    (
+        "weight_rms",
+        INITIAL,
+        "convolutions stored with weights of one size",
+        {"weight_rms": 0.06},
+        "in rl_s: Adam moves every layer by the same share",
+    ),
     (
         "stem_8x8",
         STEM,
@@ -339,5 +355,5 @@ def _candidate(name: str, question: str, change: str, fields: dict[str, Any], ve
 
 CANDIDATES: dict[str, Candidate] = {PREFIX + row[0]: _candidate(*row) for row in _ROWS}
 
-for _name, _row in CANDIDATES.items():
-    add_encoder(_name, _row.spec)
+for _spec in (BASE, *(candidate.spec for candidate in CANDIDATES.values())):
+    add_encoder(_spec.name, _spec)

@@ -41,7 +41,7 @@ from mnv4_rl.specs import Interval, check_choice, check_ranges
 Step = Literal["time", "catch", "race", "table"]
 STEPS: tuple[Step, ...] = ("time", "catch", "race", "table")
 NAME = "encoder_study"
-REFERENCES = ("nature", "rl_s", "rl_m")
+REFERENCES = ("nature", "rl_s-as_drawn", "rl_m")
 CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
 PONG_TIMESTEPS = (250_000, 500_000)
 _RANGES = {"total_timesteps": TIMESTEPS, "jobs": Interval(1), "threads": THREADS, "seed": SEED}

@@ -6,6 +6,7 @@ import torch as th
 from torch import Tensor, nn
 
 from mnv4_rl.blocks import UIB, FusedIB, MobileMQA, Stem
+from mnv4_rl.layers import Conv2d
 
 _PICTURES, _SIDE = 16, 64
 
@@ -29,6 +30,37 @@ def initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+@th.no_grad()
+def favour_change(stem: Stem, stages: nn.Sequential, static_gain: float) -> None:
+    """Draw a network's attention to what changes: its filters start almost blind to flat and to static areas.
+
+    Most of a game's picture is background. With He's filters the ball of Breakout or Pong moves the features of a
+    network without norms by 3 % of their length at first, and the rest is the same in every picture, so that a policy
+    learns a preference for one action long before it learns where the ball is. Filters whose weights sum to zero answer
+    a flat area with nothing; stem filters in which the frames of a stack nearly cancel answer a static one with little.
+    The ball then moves the features by half of their length. Training is free to undo it.
+
+    Args:
+        stem: The stem, initialised.
+        stages: Stages of blocks, initialised.
+        static_gain: Share kept of the mean over the image's channels; the differences between channels are kept whole.
+    """
+    for part in (stem, stages):
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d) and layer.groups == 1:  # a depthwise filter would see edges alone
+                layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True))
+    weight = stem.conv.conv.weight  # (filters, channels, side, side)
+    if weight.shape[1] > 1:
+        weight.sub_((1 - static_gain) * weight.mean(1, keepdim=True))
+
+
+def equalise(module: nn.Module, rms: float) -> None:
+    """Store the weight of every convolution with the same root mean square; what they compute stays as it is."""
+    for layer in module.modules():
+        if isinstance(layer, Conv2d):
+            layer.equalise(rms)
 
 
 @th.no_grad()
@@ -70,13 +102,17 @@ def _scale(conv: nn.Conv2d, output: Tensor, target: float) -> float:
 
 
 def plain_pictures(channels: int) -> Tensor:
-    """Pictures (16, channels, 64, 64) float in [0, 1]: grey of any shade with rectangles, all channels alike."""
+    """Pictures (16, channels, 64, 64) float in [0, 1]: rectangles on grey that move from channel to channel."""
     generator = th.Generator().manual_seed(0)
     shades = 0.2 + 0.3 * th.rand(_PICTURES, generator=generator)  # games lie near 0.3, root mean square
-    pictures = shades[:, None, None].repeat(1, _SIDE, _SIDE)
+    pictures = shades[:, None, None, None].repeat(1, channels, _SIDE, _SIDE)
     for picture in pictures:
         for _ in range(6):
-            top, left = th.randint(0, _SIDE - 8, (2,), generator=generator).tolist()
+            top, left = th.randint(8, _SIDE - 16, (2,), generator=generator).tolist()
             height, width = th.randint(2, 9, (2,), generator=generator).tolist()
-            picture[top : top + height, left : left + width] = th.rand((), generator=generator)
-    return pictures[:, None].expand(-1, channels, -1, -1)
+            down, right = th.randint(-2, 3, (2,), generator=generator).tolist()  # a channel
+            shade = th.rand((), generator=generator)
+            for index, channel in enumerate(picture):
+                y, x = max(0, top + index * down), max(0, left + index * right)
+                channel[y : y + height, x : x + width] = shade
+    return pictures

@@ -116,15 +116,38 @@ class _ConvolveBytes(th.autograd.Function):
 class Conv2d(nn.Conv2d):
     """As :class:`torch.nn.Conv2d` with zero padding, and a uint8 image is read as if it were divided by 255.
 
+    Attributes:
+        gain: None, or what the stored weight is multiplied by before it is used; see :meth:`equalise`.
+
     Shape:
         (N, in_channels, H, W), float or uint8 -> (N, out_channels, H', W') float.
     """
 
+    gain: Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("gain", None)
+
+    @th.no_grad()
+    def equalise(self, rms: float) -> None:
+        """Store the weight with this root mean square and a gain that leaves the output as it is.
+
+        Adam moves every number by about its learning rate, whatever the gradient's size. A large weight, which a layer
+        of few inputs needs, would hardly be moved: equal stored sizes make all layers learn equally fast.
+
+        Source:
+            Equalised learning rate, Karras et al. 2018, arXiv:1710.10196, section 4.1.
+        """
+        self.gain = self.weight.square().mean().sqrt() / rms
+        self.weight.div_(self.gain)
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
+        weight = self.weight if self.gain is None else self.weight * self.gain
         if x.dtype != th.uint8:
-            return super().forward(x)
-        arguments = (x, self.weight, self.bias, self.stride, self.padding, self.groups)
+            return self._conv_forward(x, weight, self.bias)
+        arguments = (x, weight, self.bias, self.stride, self.padding, self.groups)
         # Where there is no backward, the bookkeeping would take a fifth of the stem's time at 8 images; and a traced
         # network with a function from Python in it could not be saved.
         has_backward = th.is_grad_enabled() and not th.jit.is_tracing()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnv4_rl.blocks import SE, UIB, FusedIB, MobileMQA, Stem
-from mnv4_rl.initialisation import calibrate, initialise
+from mnv4_rl.initialisation import calibrate, equalise, favour_change, initialise
 from mnv4_rl.layers import ConvNorm, DropPath, make_activation, make_norm
 from mnv4_rl.specs import (
     BlockSpec,
@@ -51,7 +51,11 @@ class Network(nn.Module):
         self.head = head
         initialise(self)
         if spec.norm == "none":
+            if spec.static_gain is not None:
+                favour_change(self.stem, self.stages, spec.static_gain)
             calibrate(self.stem, self.stages, in_channels, spec.skip_gain)
+        if spec.weight_rms is not None:
+            equalise(nn.ModuleList([self.stem, self.stages]), spec.weight_rms)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to classes or features.

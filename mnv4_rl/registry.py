@@ -134,12 +134,16 @@ _RL_S = NetworkSpec(
     inner_norm="none",
     activation="relu",
     skip_gain=0.5,
+    static_gain=0.3,
+    weight_rms=0.06,
     image_size=84,
 )
-# 1.5 times as wide, and one block more where the map is still 11x11.
+# 1.5 times as wide, and one block more where the map is still 11x11; its initial weights are those it was raced with.
 _RL_M = replace(
     _RL_S,
     name="rl_m",
+    static_gain=None,
+    weight_rms=None,
     stem=StemSpec(out_channels=24, kernel_size=4, stride=4, activation=False),
     stages=(
         (

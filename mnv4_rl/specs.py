@@ -295,6 +295,10 @@ class NetworkSpec:
         inner_norm: Norm after the other convolutions of a block; without one they have a bias.
         layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
         skip_gain: Without norms, what a block with a skip adds at first, as a share of its input.
+        static_gain: Without norms, what the stem's first filters keep of what all image channels have in common (the
+            frames of a stack: what stands still), and flat areas give no signal; None keeps everything.
+        weight_rms: Root mean square at which the convolutions of stem and stages store their weights, so that Adam
+            teaches all of them equally fast; None stores them as drawn.
         image_size: Side in pixels that published sizes refer to.
     """
 
@@ -308,6 +312,8 @@ class NetworkSpec:
     activation: ActivationName
     layer_scale: float | None = None
     skip_gain: float = 1.0
+    static_gain: float | None = None
+    weight_rms: float | None = None
     image_size: int
 
     def __post_init__(self) -> None:

@@ -160,6 +160,70 @@ def test_blocks_without_norms_start_with_unit_variance_on_plain_pictures(spec):
         x = block(x)
 
 
+def test_equalised_convolutions_compute_what_they_did_and_learn_equally_fast():
+    spec = get_spec("rl_s")
+    models = []
+    for weight_rms in (None, 0.06):
+        th.manual_seed(0)
+        models.append(build(replace(spec, weight_rms=weight_rms), 4, 0))
+    drawn, equal = models
+    images = th.randint(0, 256, (3, 4, 84, 84), dtype=th.uint8)
+    for pictures in (images, images / 255):
+        th.testing.assert_close(drawn(pictures), equal(pictures), rtol=1e-4, atol=1e-4)
+    convolutions = [m for m in (*equal.stem.modules(), *equal.stages.modules()) if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 11
+    for convolution in convolutions:
+        assert convolution.weight.square().mean().sqrt().item() == pytest.approx(0.06, rel=1e-4)
+    before = [m.weight.detach().clone() for m in convolutions]
+    optimizer = th.optim.Adam(equal.parameters(), lr=1e-3)
+    equal(images).square().sum().backward()
+    optimizer.step()
+    for convolution, weight in zip(convolutions, before, strict=True):
+        moved = (convolution.weight - weight).square().mean().sqrt().item()
+        assert moved == pytest.approx(1e-3, rel=0.3)  # the same share of every layer's weights
+
+
+def test_gains_are_saved_with_the_weights():
+    th.manual_seed(0)
+    saved = build(get_spec("rl_s"), 4, 0)
+    th.manual_seed(1)
+    loaded = build(get_spec("rl_s"), 4, 0)
+    loaded.load_state_dict(saved.state_dict())
+    images = th.rand(2, 4, 84, 84)
+    assert th.equal(saved(images), loaded(images))
+
+
+def change_of_features(spec, pictures, without):
+    """How far the features are from those of the pictures without a ball, as a share of their length."""
+    shares = []
+    for seed in range(3):
+        th.manual_seed(seed)
+        model = build(spec, 4, 0)
+        features = model(pictures)
+        shares.append(((features - model(without)).norm() / features.norm()).item())
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("background", [0.0, 0.4])
+def test_a_small_ball_that_moves_fills_the_features(background):
+    without = th.full((1, 4, 84, 84), background)
+    without[..., :10, :] = 0.7  # a wall
+    pictures = without.clone()
+    for frame in range(4):
+        pictures[0, frame, 40 + 2 * frame : 42 + 2 * frame, 50 + frame : 52 + frame] = 0.9
+    spec = get_spec("rl_s")
+    assert change_of_features(spec, pictures, without) > 0.3
+    assert change_of_features(replace(spec, static_gain=None), pictures, without) < 0.15
+
+
+def test_what_stands_still_is_muted_but_not_gone():
+    spec, still = get_spec("rl_s"), th.full((1, 4, 84, 84), 0.4)
+    still[..., 40:44, 50:60] = 0.9
+    model = build(spec, 4, 0)
+    assert model(still).std() > 0.1
+    assert build(spec, 1, 0)(still[:, :1]).std() > 0.1  # one channel has nothing in common with another
+
+
 def test_the_stem_may_have_a_norm_of_its_own():
     spec = replace(get_spec("rl_s"), norm="layer")
     assert isinstance(build(spec, 4, 0).stem.conv.norm, nn.LayerNorm)
