@@ -123,6 +123,7 @@ class GridHead(nn.Module):
         super().__init__()
         self.grid = (min(map_size[0], spec.grid), min(map_size[1], spec.grid))
         self.out_features = num_classes or spec.features_dim
+        self.gain = spec.gain
         channels = spec.squeeze_channels or in_channels
         self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
         self.fc = nn.Linear(channels * math.prod(self.grid), spec.features_dim, bias=spec.norm == "none")
@@ -136,7 +137,7 @@ class GridHead(nn.Module):
             x = F.adaptive_avg_pool2d(x, self.grid)
         # Position-major, channels innermost: for a channels-last map flattening is then a view.
         x = self.squeeze(x).permute(0, 2, 3, 1).flatten(1)
-        return self.classifier(self.activation(self.norm(self.fc(x))))
+        return self.classifier(self.gain * self.activation(self.norm(self.fc(x))))
 
 
 @singledispatch

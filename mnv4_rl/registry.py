@@ -129,7 +129,7 @@ _RL_S = NetworkSpec(
         (FusedIBSpec(out_channels=48, expanded_channels=64),),  # 11 -> 6
         (UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=3),) * 2,
     ),
-    head=GridHeadSpec(activation="silu"),  # a ReLU leaves a third of the features dead on static pictures
+    head=GridHeadSpec(activation="silu", gain=0.1),  # a ReLU leaves a third of the features dead on static pictures
     norm="none",
     inner_norm="none",
     activation="relu",
@@ -144,6 +144,7 @@ _RL_M = replace(
     name="rl_m",
     static_gain=None,
     weight_rms=None,
+    head=GridHeadSpec(activation="silu"),
     stem=StemSpec(out_channels=24, kernel_size=4, stride=4, activation=False),
     stages=(
         (

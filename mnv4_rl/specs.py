@@ -266,6 +266,8 @@ class GridHeadSpec:
     Attributes:
         squeeze_channels: Channels of a 1x1 convolution before flattening; 0 leaves it out.
         norm: Norm on the feature vector.
+        gain: What the features are multiplied by. Policy and value are linear in them, so it sets how far a step of
+            Adam moves both: features of a LayerNorm are large, and at a gain of 1 PPO's updates overshoot.
     """
 
     features_dim: int = 512
@@ -273,9 +275,11 @@ class GridHeadSpec:
     squeeze_channels: int = 0
     norm: NormName = "layer"
     activation: ActivationName = "relu"
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         check_positive(features_dim=self.features_dim, grid=self.grid)
+        check_range("gain", self.gain, Interval(0, includes_low=False))
         check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
 
@@ -321,6 +325,7 @@ class NetworkSpec:
         check_choice("inner_norm", self.inner_norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_positive(image_size=self.image_size)
+        check_ranges(self, {"static_gain": Interval(0, 1), "weight_rms": Interval(0, includes_low=False)})
 
     @property
     def out_channels(self) -> int:
