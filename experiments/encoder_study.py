@@ -41,9 +41,10 @@ from mnv4_rl.specs import Interval, check_choice, check_ranges
 Step = Literal["time", "catch", "race", "table"]
 STEPS: tuple[Step, ...] = ("time", "catch", "race", "table")
 NAME = "encoder_study"
-REFERENCES = ("nature", "rl_s-as_drawn", "rl_m")
+REFERENCES = ("nature", "rl_s", "rl_s-as_drawn", "rl_m")
 CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
-PONG_TIMESTEPS = (250_000, 500_000)
+RACED = {"pong": (250_000, 500_000), "breakout": (100_000, 175_000)}  # game -> agent timesteps of the table's columns
+RACE_GAME = "pong"  # what --steps race plays
 _RANGES = {"total_timesteps": TIMESTEPS, "jobs": Interval(1), "threads": THREADS, "seed": SEED}
 
 
@@ -55,7 +56,7 @@ class StudyConfig:
     """What to do; the table needs the files of the other steps."""
     promising: tuple[str, ...] = (*REFERENCES, *CANDIDATES)
     """Encoders that race; the default is all of them, which takes days."""
-    total_timesteps: int = PONG_TIMESTEPS[-1]
+    total_timesteps: int = RACED[RACE_GAME][-1]
     """Agent timesteps of each run of the race."""
     jobs: int = 1
     """Runs of the race side by side."""
@@ -180,8 +181,6 @@ def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
     """Everything measured of one encoder; empty where it was not."""
     mine = {row["task"]: row for row in measured.costs if row["model"] == name}
     caught: dict[str, Any] = next((row for row in measured.catch if row["encoder"] == name), {})
-    run = next((run for run in measured.runs if (run.encoder, run.seed) == (name, seed)), None)
-    scores = {f"pong_{t}": None if run is None else score_at(run, t) for t in PONG_TIMESTEPS}
     train, forward = mine.get("forward+backward", {}), mine.get("forward", {})
     return {
         "encoder": name,
@@ -189,30 +188,50 @@ def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
         "train_ratio": train.get("ratio", ""),
         "forward_8_ratio": forward.get("ratio", ""),
         **{f"catch_{t}": caught.get(f"return_{t}", "") for t in CATCH_TIMESTEPS},
-        **{key: "" if score is None else f"{score:.1f}" for key, score in scores.items()},
+        **{f"{game}_{t}": raced(measured.runs, name, game, seed, t) for game, marks in RACED.items() for t in marks},
     }
+
+
+def raced(runs: Sequence[RaceRun], encoder: str, game: str, seed: int, timesteps: int) -> str:
+    """The score of a run at a timestep; empty if there is no such run, or it did not get there."""
+    run = next((run for run in runs if (run.encoder, run.game, run.seed) == (encoder, game, seed)), None)
+    score = None if run is None else score_at(run, timesteps)
+    return "" if score is None else f"{score:.1f}"
 
 
 HEADINGS = (
     "encoder", "what differs", "params", "MMACs", "kB saved", "train", "forward 8", "Catch 8k", "Catch 16k",
-    "Pong 250k", "Pong 500k", "verdict",
+    *(f"{game.capitalize()} {t // 1000}k" for game, marks in RACED.items() for t in marks), "verdict",
 )  # fmt: skip
 LEGEND = """Params, MMACs and bytes saved for backward (kB) of one 4x84x84 image. Train and forward 8: images a second
 over NatureCNN's in the same round, forward and backward at batch 256 and forward at batch 8, fp32, median
 of 7 rounds. Catch: mean return of the last 20 training episodes after so many steps of
-`experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Pong: mean raw score of the last 100
-training games after so many agent steps of `experiments/atari_ppo.py` (-21 to 21), one seed, so
-differences of a few points mean nothing. Empty: not run. Made by `python experiments/encoder_study.py`,
-from what `--steps time --threads 2`, `--steps catch` and `--steps race --promising NAMES` measured."""
+`experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Pong and Breakout: mean raw score of
+the last 100 training games after so many agent steps of `experiments/atari_ppo.py` (Pong -21 to 21,
+Breakout 1.7 by chance), one seed, so small differences mean nothing. Empty: not run. Made by
+`python experiments/encoder_study.py`, from what `--steps time --threads 2`, `--steps catch` and
+`--steps race --promising NAMES` measured; the initial weights were chosen last, on Breakout, and all other
+rows have their weights as drawn."""
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[dict[str, Any]], games: Sequence[str]) -> str:
     """The table, a part for every question."""
     questions = {row["question"]: None for row in rows}
-    parts = ["# The encoder study\n", LEGEND, f"\n![Pong, one seed]({NAME}.png)"]
+    figures = [f"![{game.capitalize()}, one seed]({figure_name(game)})" for game in games]
+    parts = ["# The encoder study\n", LEGEND, "", *figures]
     for question in questions:
         parts += [f"\n## {question}\n", *_lines(HEADINGS, [cells(row) for row in rows if row["question"] == question])]
     return "\n".join(parts) + "\n"
+
+
+def raced_games(measured: Measured) -> list[str]:
+    """The games of the table in which anything was raced."""
+    return [game for game in RACED if any(run.game == game for run in measured.runs)]
+
+
+def figure_name(game: str) -> str:
+    """File of a game's curves."""
+    return f"{NAME}_{game}.png"
 
 
 def _lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -223,12 +242,13 @@ def _lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def cells(row: dict[str, Any]) -> list[str]:
     """One encoder's row for reading."""
 
-    def number(key: str, style: str, scale: float = 1) -> str:
-        return format(float(row[key]) * scale, style) if row[key] != "" else ""
+    def number(key: str, style: str, scale: float = 1, unit: str = "") -> str:
+        return format(float(row[key]) * scale, style) + unit if row[key] != "" else ""
 
     measured = [number("parameters", ",.0f"), number("macs", ".1f", 1e-6), number("saved_bytes", ",.0f", 1e-3)]
-    measured += [number("train_ratio", ".2f") + "x", number("forward_8_ratio", ".2f") + "x"]
-    measured += [str(row[f"catch_{t}"]) for t in CATCH_TIMESTEPS] + [str(row[f"pong_{t}"]) for t in PONG_TIMESTEPS]
+    measured += [number(key, ".2f", unit="x") for key in ("train_ratio", "forward_8_ratio")]
+    measured += [str(row[f"catch_{t}"]) for t in CATCH_TIMESTEPS]
+    measured += [str(row[f"{game}_{t}"]) for game, marks in RACED.items() for t in marks]
     return [row["encoder"], row["change"], *measured, row["verdict"]]
 
 
@@ -245,17 +265,18 @@ def collect(measured: Measured, seed: int) -> list[dict[str, Any]]:
 
 
 def write_table(config: StudyConfig) -> None:
-    """Write the study as CSV and as markdown, and draw its races."""
+    """Write the study as CSV and as markdown, and draw its races, a figure a game."""
     measured = read_measured(config)
     rows = collect(measured, config.seed)
     write_csv(config.path(".csv"), rows)
-    write_file(config.path(".md"), markdown(rows).encode())
-    draw([as_curve(run) for run in measured.runs], config.path(".png"))
+    write_file(config.path(".md"), markdown(rows, raced_games(measured)).encode())
+    for game in raced_games(measured):
+        draw([as_curve(run) for run in measured.runs if run.game == game], config.results_dir / figure_name(game))
 
 
 def as_curve(run: RaceRun) -> Curve:
     """A run's curve as far as the study goes."""
-    points = run.points[run.clock("timesteps") <= PONG_TIMESTEPS[-1]]
+    points = run.points[run.clock("timesteps") <= 1.2 * RACED[run.game][-1]]
     return Curve(run.encoder, (), tuple(dict(zip(CURVE_COLUMNS, map(float, point), strict=True)) for point in points))
 
 

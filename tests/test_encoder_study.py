@@ -93,14 +93,14 @@ def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     write_race(tmp_path / "race_encoder_study.csv", [RaceRun("pong", "rl_s-gap", 0, points)], ["made by hand"])
     encoder_study.main(["--results-dir", str(tmp_path)])
     lines = (tmp_path / "encoder_study.md").read_text().splitlines()
-    assert "| rl_s |  | 1,000 | 2.0 | 3 | 2.35x | 1.23x | 9.9 |  |  |  |" in lines
+    assert "| rl_s |  | 1,000 | 2.0 | 3 | 2.35x | 1.23x | 9.9 |  |  |  |  |  |" in lines
     gap = next(line for line in lines if line.startswith("| rl_s-gap"))
     assert gap.split(" | ")[1:10] == [
         "map averaged to one position", "1,000", "2.0", "3", "2.35x", "1.23x", "", "-16.0", "",
     ]  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "encoder_study.csv").open()))
     assert [row["pong_250000"] for row in rows] == ["", "-16.0"]
-    assert (tmp_path / "encoder_study.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "encoder_study_pong.png").read_bytes()[:4] == b"\x89PNG"
     assert "encoder_study.md" in capsys.readouterr().out
 
 
