@@ -391,5 +391,7 @@ def _candidate(name: str, question: str, change: str, fields: dict[str, Any], ve
 
 CANDIDATES: dict[str, Candidate] = {PREFIX + row[0]: _candidate(*row) for row in _ROWS}
 
-for _spec in (BASE, *(candidate.spec for candidate in CANDIDATES.values())):
-    add_encoder(_spec.name, _spec)
+SPECS: dict[str, NetworkSpec] = {BASE.name: BASE} | {name: row.spec for name, row in CANDIDATES.items()}
+
+for _name, _spec in SPECS.items():
+    add_encoder(_name, _spec)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from agents.safe_files import make_folder, write_csv, write_file
 from experiments import benchmark, race
 from experiments.atari_run import SEED, TIMESTEPS, shown
-from experiments.candidates import CANDIDATES
+from experiments.candidates import CANDIDATES, SPECS
 from experiments.command import parse, user_errors
 from experiments.custom_env import CatchEnv, build_agent
 from experiments.measuring import machine
@@ -127,8 +127,7 @@ def catch_all(config: StudyConfig) -> None:
         for name in missing:
             bar.set_postfix_str(name)
             curve = CatchCurve(CATCH_TIMESTEPS, bar)
-            encoder = CANDIDATES[name].spec if name in CANDIDATES else name
-            agent = build_agent(make_vec_env(CatchEnv, 8), encoder, config.seed)
+            agent = build_agent(make_vec_env(CatchEnv, 8), SPECS.get(name, name), config.seed)
             agent.learn(CATCH_TIMESTEPS[-1], callback=curve)
             returns = {f"return_{t}": f"{r:.3g}" for t, r in zip(CATCH_TIMESTEPS, curve.returns, strict=True)}
             rows.append({"encoder": name, "seed": config.seed, **returns})
@@ -136,8 +135,8 @@ def catch_all(config: StudyConfig) -> None:
 
 
 def race_promising(config: StudyConfig) -> None:
-    """Race the promising candidates on Pong, by the command everybody uses."""
-    flags = ["--name", NAME, "--games", "pong", "--encoders", *config.promising, "--seeds", str(config.seed)]
+    """Race the promising candidates, by the command everybody uses."""
+    flags = ["--name", NAME, "--games", RACE_GAME, "--encoders", *config.promising, "--seeds", str(config.seed)]
     flags += ["--total-timesteps", str(config.total_timesteps)]
     flags += ["--jobs", str(config.jobs), "--threads", str(config.threads)]
     race.main([*flags, "--race-dir", str(config.race_dir), "--results-dir", str(config.results_dir)])
