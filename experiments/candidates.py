@@ -115,7 +115,13 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         {"static_gain": 0.1, "weight_rms": 0.06},
         "in rl_s: a wrong start is soon unlearnt; without it Adam hardly moves the stem",
     ),
-    ("static_0.1_equal_0.03", INITIAL, "and of half that size", {"static_gain": 0.1, "weight_rms": 0.03}, "sooner on Catch, no sooner on Breakout"),
+    (
+        "static_0.1_equal_0.03",
+        INITIAL,
+        "and of half that size",
+        {"static_gain": 0.1, "weight_rms": 0.03},
+        "sooner on Catch, no sooner on Breakout",
+    ),
     (
         "static_0.3_equal",
         INITIAL,
