@@ -207,5 +207,13 @@ def test_dropout_saves_its_mask_in_train_mode_only():
 
 
 def test_saved_bytes_grow_with_the_batch():
-    model = create_model("rl_s", 4, 0)
+    model = create_model("rl_m", 4, 0)
     assert saved_bytes(model, th.rand(4, 4, 84, 84)) == 4 * saved_bytes(model, th.rand(1, 4, 84, 84))
+
+
+def test_an_equalised_network_keeps_its_scaled_weights_once_a_batch():
+    model = create_model("rl_s", 4, 0)
+    one, two, four = (saved_bytes(model, th.rand(n, 4, 84, 84)) for n in (1, 2, 4))
+    assert four - two == 2 * (two - one)
+    convolutions = [m for m in (*model.stem.modules(), *model.stages.modules()) if isinstance(m, nn.Conv2d)]
+    assert one - (two - one) == 4 * sum(m.weight.numel() for m in convolutions)
