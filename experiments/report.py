@@ -2,7 +2,7 @@
 
 python experiments/report.py --races experiments/results/race_pong.csv --name pong
 
-NAME_wall_time.png    raw score of every game against wall time, with intervals
+NAME_games.png        raw score of every game against --clock, with intervals
 NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a thin line a seed
 NAME_iqm.png          interquartile mean of the human-normalised score against the same, with intervals
 NAME_improvement.png  probability that a run beats a run of the reference encoder, with intervals
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,6 +43,7 @@ from experiments.statistics import (
 from mnv4_rl.atari_scores import human_normalised
 from mnv4_rl.specs import check_positive, check_range
 
+Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
 SCORE_LABEL = "raw score, mean of the last 100 games"
 _BOOTSTRAP_NOTE = (
     "IQM: interquartile mean of the human-normalised score (0 random play, 1 a human tester), seeds and games pooled. "
@@ -61,6 +63,9 @@ class ReportConfig:
     """Beginning of the names of all files written."""
     reference: str = "nature"
     """Encoder that the others are compared with."""
+    clock: Clock = "cpu_seconds"
+    """What NAME_games.png is drawn against. Runs that shared a machine are compared on CPU time, which is the wall time
+    of a run on one thread with a core of its own."""
     n_points: int = 100
     """Points at which the curves are averaged."""
     n_resamples: int = 2_000
@@ -225,19 +230,19 @@ def draw_published(axis: Axes, game: str, end: float) -> None:
     axis.plot(list(points), list(points.values()), "kx", label="nature, published")
 
 
-def draw_wall_time(races: Races, config: ReportConfig, path: Path) -> None:
+def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
     """A panel a game: the mean over seeds with its interval; one seed has none."""
     figure, axes = plt.subplots(
         1, len(races.games), figsize=(4 * len(races.games), 3.6), squeeze=False, layout="constrained"
     )
     for axis, game in zip(axes[0], races.games, strict=True):
         for index, encoder in enumerate(races.encoders):
-            minutes, mean = game_curve(races, encoder, game, "wall_seconds", config)
-            axis.plot(minutes / 60, mean.point, color=f"C{index}", label=encoder)
+            grid, mean = game_curve(races, encoder, game, config.clock, config)
+            axis.plot(grid, mean.point, color=f"C{index}", label=encoder)
             if len(races.seeds) > 1:
-                axis.fill_between(minutes / 60, mean.low, mean.high, color=f"C{index}", alpha=0.2, linewidth=0)
+                axis.fill_between(grid, mean.low, mean.high, color=f"C{index}", alpha=0.2, linewidth=0)
         axis.set_title(game)
-        label_axis(axis, "wall time (min)", SCORE_LABEL if axis is axes[0, 0] else "")
+        label_axis(axis, CLOCKS[config.clock], SCORE_LABEL if axis is axes[0, 0] else "")
     axes[0, 0].legend(frameon=False)
     save(figure, path)
 
@@ -353,9 +358,9 @@ def main(args: list[str] | None = None) -> None:
         text = table(races, config)  # before anything is written: it finds every fault of the data
         make_folder(config.results_dir)
     base = config.results_dir / config.name
-    ends = ("_wall_time.png", "_scores.png", "_iqm.png", "_improvement.png", ".md")
+    ends = ("_games.png", "_scores.png", "_iqm.png", "_improvement.png", ".md")
     paths = [base.with_name(f"{config.name}{end}") for end in ends]
-    draw_wall_time(races, config, paths[0])
+    draw_games(races, config, paths[0])
     draw_scores(races, paths[1])
     draw_iqm(races, config, paths[2])
     draw_improvement(races, config, paths[3])

@@ -46,7 +46,7 @@ def flags(config):
 def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     report.main(flags(config))
     out, printed = config.results_dir / "out", capsys.readouterr().out
-    for name in ("r_wall_time.png", "r_scores.png", "r_iqm.png", "r_improvement.png"):
+    for name in ("r_games.png", "r_scores.png", "r_iqm.png", "r_improvement.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG" and name in printed
     header, _, nature, rl_s = [
         [cell.strip() for cell in line.strip("|").split("|")]
