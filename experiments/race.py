@@ -285,10 +285,16 @@ def collect(config: RaceConfig, runs: list[Run]) -> int:
         curve = read_run(run.folder, config.points)
         points = np.array([list(row.values()) for row in curve.rows])  # (n_points, columns of a curve)
         curves.append(RaceRun(run.settings["game"], run.settings["encoder"], run.settings["seed"], points))
-        sources |= dict.fromkeys(provenance(run.folder))
+        sources |= dict.fromkeys(run_sources(run))
     make_folder(config.results_dir)
     write_race(config.csv, curves, sources)
     return len(finished)
+
+
+def run_sources(run: Run) -> list[str]:
+    """Where a run comes from: command and commit with its name, as runs of one race may differ in both."""
+    named = ("command:", "commit:")
+    return [f"{run.folder.name}: {line}" if line.startswith(named) else line for line in provenance(run.folder)]
 
 
 def main(args: list[str] | None = None) -> None:

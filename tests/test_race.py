@@ -89,7 +89,9 @@ def test_csv_says_where_it_comes_from(tmp_path, stand_in):
     race.main(flags(tmp_path))
     lines = (tmp_path / "results" / "race_r.csv").read_text().splitlines()
     comments = [line for line in lines if line.startswith("#")]
-    assert "# command: python experiments/atari_ppo.py --seed 0" in comments and "# commit: abc" in comments
+    for run in ("pong__nature__s0", "pong__rl_s__s0"):
+        assert f"# {run}: command: python experiments/atari_ppo.py --seed 0" in comments
+        assert f"# {run}: commit: abc" in comments
     assert next(csv.reader(lines[len(comments) :])) == list(COLUMNS)
 
 
