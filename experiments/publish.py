@@ -31,6 +31,7 @@ COLUMNS = {
     "cpu_seconds": "time/cpu_seconds",
     "raw_score_mean_100_games": "rollout/ep_rew_mean",
 }
+N_COLOURS, LINES = 10, ("-", "--", ":")  # Matplotlib's colours come again after ten curves
 Row = dict[str, float]
 
 
@@ -122,10 +123,13 @@ def write_csv(curve: Curve, folder: Path) -> Path:
 def draw(curves: list[Curve], path: Path) -> None:
     """Score against agent timesteps and against the process's own CPU time, one line a run."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for curve in curves:
+    for index, curve in enumerate(curves):
+        look = {"color": f"C{index % N_COLOURS}", "linestyle": LINES[index // N_COLOURS % len(LINES)]}
         score = [row["raw_score_mean_100_games"] for row in curve.rows]
-        axes[0].plot([row["timesteps"] / 1e6 for row in curve.rows], score, label=curve.label.replace("__", " "))
-        axes[1].plot([row["cpu_seconds"] / 60 for row in curve.rows], score)
+        axes[0].plot(
+            [row["timesteps"] / 1e6 for row in curve.rows], score, label=curve.label.replace("__", " "), **look
+        )
+        axes[1].plot([row["cpu_seconds"] / 60 for row in curve.rows], score, **look)
     axes[0].set(xlabel="agent timesteps (millions)", ylabel="raw score, mean of the last 100 games")
     axes[1].set(xlabel="CPU time of the process (minutes)")
     for axis in axes:
