@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from agents.encoders import policy_kwargs
 from experiments.measuring import Clock, Row, calls_per_second, interleave, ratio
-from mnv4_rl.complexity import measure, saved_bytes
+from mnv4_rl.complexity import measure, saved_per_image
 from mnv4_rl.policies import takes_uint8
 from mnv4_rl.registry import SPECS
 
@@ -117,11 +117,6 @@ def cost(model: nn.Module, size: int) -> Cost:
     batch = random_images(2, size)
     floats = saved_per_image(model.train(), batch.float() / 255)
     return Cost(parameters, macs, floats, saved_per_image(model, batch) if takes_uint8(model) else None)
-
-
-def saved_per_image(model: nn.Module, batch: Tensor) -> int:
-    """Bytes kept for backward that every further image adds: a scaled weight, kept once a batch, is not among them."""
-    return (saved_bytes(model, batch) - saved_bytes(model, batch[:1])) // (len(batch) - 1)
 
 
 def random_images(n: int, size: int, device: str = "cpu") -> Tensor:

@@ -171,6 +171,17 @@ def saved_bytes(model: nn.Module, batch: Tensor) -> int:
     return total
 
 
+def saved_per_image(model: nn.Module, batch: Tensor) -> int:
+    """Bytes kept for backward that every further image adds, without what is kept once a batch (a scaled weight).
+
+    Args:
+        model: Any module from one tensor to one tensor.
+        batch: Its input, of at least two images (N, C, H, W).
+    """
+    one = batch[:1].clone()  # a view would hold the memory of the whole batch
+    return (saved_bytes(model, batch) - saved_bytes(model, one)) // (len(batch) - 1)
+
+
 class _Recorder:
     """Counts every call of every layer of a model by hooks, stage by stage."""
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnv4_rl.blocks import Attention
-from mnv4_rl.complexity import measure, saved_bytes
+from mnv4_rl.complexity import measure, saved_bytes, saved_per_image
 from mnv4_rl.models import create_model, list_models
 from tests.golden_numbers import COMPLEXITY, complexity
 
@@ -215,5 +215,6 @@ def test_an_equalised_network_keeps_its_scaled_weights_once_a_batch():
     model = create_model("rl_s", 4, 0)
     one, two, four = (saved_bytes(model, th.rand(n, 4, 84, 84)) for n in (1, 2, 4))
     assert four - two == 2 * (two - one)
+    assert saved_per_image(model, th.rand(3, 4, 84, 84)) == two - one
     convolutions = [m for m in (*model.stem.modules(), *model.stages.modules()) if isinstance(m, nn.Conv2d)]
     assert one - (two - one) == 4 * sum(m.weight.numel() for m in convolutions)
