@@ -45,10 +45,13 @@ from mnv4_rl.specs import check_positive, check_range
 
 Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
 SCORE_LABEL = "raw score, mean of the last 100 games"
-_BOOTSTRAP_NOTE = (
-    "IQM: interquartile mean of the human-normalised score (0 random play, 1 a human tester), seeds and games pooled. "
-    "Brackets: 95 % stratified-bootstrap intervals ({n_resamples} resamples, {n_seeds} seeds). Scores: mean of the "
-    "last 100 training games of each run; mean over seeds, with the lowest and the highest."
+_NOTE = (
+    "Scores: mean of the last 100 training games of each run. IQM: interquartile mean of the human-normalised score "
+    "(0 random play, 1 a human tester), seeds and games pooled. P: probability that a run beats one of the reference."
+)
+_SEEDS_NOTE = (
+    "Scores are means over {n_seeds} seeds, with the lowest and the highest; brackets are 95 % stratified-bootstrap "
+    "intervals ({n_resamples} resamples)."
 )
 _ONE_SEED_NOTE = "One seed: there are no intervals, and a small difference means nothing."
 
@@ -219,7 +222,7 @@ def draw_scores(races: Races, path: Path) -> None:
                 axis.plot(*mean_curve(races, encoder, game, clock), color=f"C{index}", label=encoder)
             if clock == "timesteps":
                 draw_published(axis, game, max(run.clock(clock)[-1] for run in races.runs.values()))
-            label_axis(axis, CLOCKS[clock], f"{game}: {SCORE_LABEL}" if clock == "timesteps" else "")
+            label_axis(axis, CLOCKS[clock], f"{game}\n{SCORE_LABEL}" if clock == "timesteps" else "")
     axes[0, 0].legend(frameon=False)
     save(figure, path)
 
@@ -308,8 +311,8 @@ def table(races: Races, config: ReportConfig) -> str:
     rows = [header, ["---"] * len(header)]
     rows += [table_row(races, encoder, config) for encoder in races.encoders]
     rows += published_row(races, len(header))
-    note = _BOOTSTRAP_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
-    note = note if len(races.seeds) > 1 else f"{_ONE_SEED_NOTE} {note}"
+    seeds_note = _SEEDS_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
+    note = f"{_NOTE} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
     sources = "Made from " + ", ".join(f"`{path.name}`" for path in config.races) + " by `experiments/report.py`."
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note, "", sources, ""])
 
@@ -331,10 +334,10 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     iqm = estimate(config, interquartile_mean, final_normalised(races, encoder))
     speed = races.matrix(encoder, lambda run: run.clock("timesteps")[-1] / run.clock("cpu_seconds")[-1])
     scores = final_scores(races, encoder).T  # (n_games, n_seeds)
-    cells = [encoder, *(f"{seeds.mean():.1f} ({seeds.min():.1f} to {seeds.max():.1f})" for seeds in scores)]
-    cells.append(with_interval(iqm))
+    cells = [encoder, *(with_range(seeds) for seeds in scores)]
+    cells.append(with_interval(iqm, len(races.seeds)))
     is_reference = encoder == config.reference
-    cells.append("" if is_reference else with_interval(improvement(races, encoder, config)))
+    cells.append("" if is_reference else with_interval(improvement(races, encoder, config), len(races.seeds)))
     cells.append(f"{speed.mean():,.0f}")
     for game in races.games:
         share = cost_to_reach(races, encoder, game, "cpu_seconds", config.reference)
@@ -342,9 +345,15 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     return cells
 
 
-def with_interval(value: Estimate) -> str:
-    """Such as 0.61 [0.50, 0.72]."""
-    return f"{value.point:.2f} [{value.low:.2f}, {value.high:.2f}]"
+def with_range(seeds: np.ndarray) -> str:
+    """Such as 7.9 (7.5 to 8.2); one seed has no range."""
+    mean = f"{seeds.mean():.1f}"
+    return mean if len(seeds) == 1 else f"{mean} ({seeds.min():.1f} to {seeds.max():.1f})"
+
+
+def with_interval(value: Estimate, n_seeds: int) -> str:
+    """Such as 0.61 [0.50, 0.72]; one seed has no interval."""
+    return f"{value.point:.2f}" if n_seeds == 1 else f"{value.point:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 def main(args: list[str] | None = None) -> None:

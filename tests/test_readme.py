@@ -66,5 +66,13 @@ def test_every_picture_exists():
     assert [p for p in pictures if not (ROOT / p).is_file()] == []
 
 
+@pytest.mark.parametrize(
+    "report", sorted((ROOT / "experiments" / "results").glob("race_*.md")), ids=lambda path: path.stem
+)
+def test_tables_of_races_are_those_of_their_reports(report):
+    table = [line for line in report.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert "\n".join(table) in README, f"copy the table from {report}"
+
+
 def test_table_of_models_is_the_registry():
     assert model_table.with_table(README) == README, "run python experiments/model_table.py"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import report
+from experiments.publish import RESULTS
 from experiments.race_results import RaceRun, write_race
 from experiments.report import ReportConfig, common_grid, cost_to_reach, full_matrix, normalised
 
@@ -95,6 +96,13 @@ def test_published_scores_stand_beside_runs_of_their_length(config):
     assert "published" not in short and "One seed" not in short
 
 
+def test_one_seed_is_told_without_ranges_and_intervals(config):
+    races = full_matrix([run for run in two_encoders() if run.seed == 0], "nature")
+    row = next(line for line in report.table(races, config).splitlines() if line.startswith("| rl_s"))
+    assert row.startswith("| rl_s | 7.5 | 24.7 | 0.80 | 1.00 | 200 |") and "[" not in row
+    assert "One seed" in report.table(races, config)
+
+
 def test_matrix_has_a_row_a_seed_and_a_column_a_game():
     races = full_matrix(two_encoders(), "nature")
     scores = report.final_normalised(races, "nature")
@@ -159,3 +167,9 @@ def test_one_encoder_alone_is_reported_too(config):
     write_race(config.races[0], [run_of("nature", 0, 0.5)], [])
     report.main(flags(config))
     assert "| nature |" in (config.results_dir / "out" / "r.md").read_text()
+
+
+@pytest.mark.parametrize("published", sorted(RESULTS.glob("race_*.md")), ids=lambda path: path.stem)
+def test_published_reports_are_made_from_their_races(published):
+    config = ReportConfig(races=(published.with_suffix(".csv"),), name=published.stem)
+    assert report.table(full_matrix(report.read_races(config.races), "nature"), config) == published.read_text("utf-8")
