@@ -144,6 +144,20 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         "updates as small as NatureCNN's, a little later than 0.1",
     ),
     (
+        "equal_0.1",
+        INITIAL,
+        "rl_s, but convolutions stored at 0.1: smaller steps",
+        {"static_gain": 0.3, "weight_rms": 0.1} | head(gain=0.1),
+        "halves the KL divergence of PPO's updates and learns no sooner",
+    ),
+    (
+        "stem_24_relu",
+        INITIAL,
+        "rl_s, but 24 filters and a ReLU after them",
+        {"static_gain": 0.3, "weight_rms": 0.06, "stem": stem(out_channels=24, activation=True)} | head(gain=0.1),
+        "no sooner: the ball is not lost for want of a nonlinearity before stride 8",
+    ),
+    (
         "stem_8x8",
         STEM,
         "8x8/4 patches that overlap",

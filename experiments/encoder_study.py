@@ -41,6 +41,7 @@ from mnv4_rl.specs import Interval, check_choice, check_ranges
 Step = Literal["time", "catch", "race", "table"]
 STEPS: tuple[Step, ...] = ("time", "catch", "race", "table")
 NAME = "encoder_study"
+REFERENCE_RACE = "race_atari.csv"  # nature and rl_s ran in it
 REFERENCES = ("nature", "rl_s", "rl_s-as_drawn", "rl_m")
 CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
 RACED = {"pong": (250_000, 500_000), "breakout": (100_000, 175_000)}  # game -> agent timesteps of the table's columns
@@ -172,7 +173,7 @@ class Measured(NamedTuple):
 
 def read_measured(config: StudyConfig) -> Measured:
     """What the other steps wrote."""
-    races = sorted(config.results_dir.glob(f"race_{NAME}*.csv"))
+    races = sorted([*config.results_dir.glob(f"race_{NAME}*.csv"), *config.results_dir.glob(REFERENCE_RACE)])
     return Measured(read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv")), read_races(races))
 
 
@@ -270,7 +271,8 @@ def write_table(config: StudyConfig) -> None:
     write_csv(config.path(".csv"), rows)
     write_file(config.path(".md"), markdown(rows, raced_games(measured)).encode())
     for game in raced_games(measured):
-        draw([as_curve(run) for run in measured.runs if run.game == game], config.results_dir / figure_name(game))
+        runs = [run for run in measured.runs if (run.game, run.seed) == (game, config.seed)]
+        draw([as_curve(run) for run in runs], config.results_dir / figure_name(game))
 
 
 def as_curve(run: RaceRun) -> Curve:

@@ -134,7 +134,7 @@ def draw(curves: list[Curve], path: Path) -> None:
     axes[1].set(xlabel="CPU time of the process (minutes)")
     for axis in axes:
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="upper left", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)  # beside the lines, which fill the panels
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
