@@ -9,10 +9,13 @@ GAME ?= pong
 TIMESTEPS ?= 200000
 SEED ?= 0
 ENCODER ?= rl_s
+GAMES ?= pong
+SEEDS ?= 0
+JOBS ?= 2
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train benchmark test test-slow golden lint format clean
+.PHONY: help install train race benchmark test test-slow golden lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +31,10 @@ install: $(STAMP)  ## Create .venv and install everything the commands below nee
 
 train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=200000 SEED=0 ENCODER=rl_s ALGO=ppo
 	$(PY) experiments/atari_$(ALGO).py --game $(GAME) --total-timesteps $(TIMESTEPS) --seed $(SEED) --encoder $(ENCODER) $(ARGS)
+
+race: $(STAMP)  ## Train NatureCNN and rl_s side by side and draw both: GAMES="pong breakout" SEEDS="0 1" JOBS=2
+	$(PY) experiments/race.py --name mine --games $(GAMES) --seeds $(SEEDS) --jobs $(JOBS) --results-dir runs/races $(ARGS)
+	$(PY) experiments/report.py --races runs/races/race_mine.csv --name race_mine --results-dir runs/races
 
 benchmark: $(STAMP)  ## Measure encoders and training against NatureCNN and plain SB3; run it with nothing else running
 	$(PY) experiments/benchmark.py $(ARGS)
