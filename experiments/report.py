@@ -11,9 +11,10 @@ NAME.md               the numbers at the end of the runs
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -61,9 +62,15 @@ class ReportConfig:
     """Make figures and a table from race CSVs."""
 
     races: tuple[Path, ...]
-    """CSVs that race.py collected; together they must hold every encoder on every game with every seed."""
+    """CSVs that race.py collected; together they must hold every encoder on every game with every seed reported."""
     name: str
     """Beginning of the names of all files written."""
+    encoders: tuple[str, ...] = ()
+    """Encoders to report; all that ran unless some are named."""
+    games: tuple[str, ...] = ()
+    """Games to report; all that were played unless some are named."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to report; all unless some are named."""
     reference: str = "nature"
     """Encoder that the others are compared with."""
     clock: Clock = "cpu_seconds"
@@ -100,6 +107,25 @@ class Races:
         rows = [[value(self.runs[encoder, game, seed]) for game in self.games] for seed in self.seeds]
         stacked = np.array(rows, dtype=np.float64)  # (n_seeds, n_games, ...)
         return stacked if stacked.ndim == 2 else np.moveaxis(stacked, -1, 0)
+
+
+def read_matrix(config: ReportConfig) -> Races:
+    """The runs that the flags choose from the CSVs.
+
+    Raises:
+        ValueError: For a faulty CSV, a choice that did not run, or a matrix that is not full.
+    """
+    runs = read_races(config.races)
+    for field, chosen in (("encoder", config.encoders), ("game", config.games), ("seed", config.seeds)):
+        found = list(dict.fromkeys(getattr(run, field) for run in runs))
+        unknown = [value for value in chosen if value not in found]
+        if unknown:
+            raise ValueError(
+                f"--{field}s has {', '.join(map(str, unknown))}, which did not run in these races with the other "
+                f"choices; allowed: {', '.join(map(str, found))}."
+            )
+        runs = [run for run in runs if not chosen or getattr(run, field) in chosen]
+    return full_matrix(runs, config.reference)
 
 
 def full_matrix(runs: Sequence[RaceRun], reference: str) -> Races:
@@ -313,8 +339,19 @@ def table(races: Races, config: ReportConfig) -> str:
     rows += published_row(races, len(header))
     seeds_note = _SEEDS_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
     note = f"{_NOTE} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
-    sources = "Made from " + ", ".join(f"`{path.name}`" for path in config.races) + " by `experiments/report.py`."
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note, "", sources, ""])
+    made_by = f"Made by `{command_line(config)}`."
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note, "", made_by, ""])
+
+
+def command_line(config: ReportConfig) -> str:
+    """The command that reports the same again: every flag that is not at its default."""
+    words = ["python", "experiments/report.py"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
 
 
 def published_row(races: Races, n_columns: int) -> list[list[str]]:
@@ -363,7 +400,7 @@ def main(args: list[str] | None = None) -> None:
         check_file_name(config.name)
         check_positive(n_points=config.n_points, n_resamples=config.n_resamples)
         check_range("bootstrap_seed", config.bootstrap_seed, SEED)
-        races = full_matrix(read_races(config.races), config.reference)
+        races = read_matrix(config)
         text = table(races, config)  # before anything is written: it finds every fault of the data
         make_folder(config.results_dir)
     base = config.results_dir / config.name

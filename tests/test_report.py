@@ -1,9 +1,14 @@
 """Reports of races written by hand, whose every number can be counted."""
 
+import re
+import shlex
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from experiments import report
+from experiments.command import parse
 from experiments.publish import RESULTS
 from experiments.race_results import RaceRun, write_race
 from experiments.report import ReportConfig, common_grid, cost_to_reach, full_matrix, normalised
@@ -93,7 +98,7 @@ def test_published_scores_stand_beside_runs_of_their_length(config):
     assert "| NatureCNN as published by rl-trained-agents | -12.0 | 25.7 |" in text
     assert "One seed: there are no intervals" in text
     short = report.table(full_matrix(two_encoders(), "nature"), config)
-    assert "published" not in short and "One seed" not in short
+    assert "as published by" not in short and "One seed" not in short
 
 
 def test_one_seed_is_told_without_ranges_and_intervals(config):
@@ -108,6 +113,30 @@ def test_matrix_has_a_row_a_seed_and_a_column_a_game():
     scores = report.final_normalised(races, "nature")
     assert scores == pytest.approx(np.array([[0.40, 0.40], [0.41, 0.41], [0.42, 0.42]]))
     assert races.encoders == ("nature", "rl_s") and races.games == ("pong", "breakout") and races.seeds == (0, 1, 2)
+
+
+def test_part_of_the_races_is_reported_when_the_rest_has_not_run(config):
+    runs = [run for run in two_encoders() if run.game == "pong" or run.seed == 0]
+    write_race(config.races[0], [*runs, run_of("rl_m", 0, 0.9)], [])
+    with pytest.raises(ValueError, match="runs are missing"):
+        report.read_matrix(config)
+    pong = report.read_matrix(replace(config, games=("pong",), encoders=("nature", "rl_s")))
+    assert (pong.encoders, pong.games, pong.seeds) == (("nature", "rl_s"), ("pong",), (0, 1, 2))
+    first = report.read_matrix(replace(config, seeds=(0,), encoders=("nature", "rl_s")))
+    assert (first.games, first.seeds) == (("pong", "breakout"), (0,))
+
+
+def test_a_choice_that_did_not_run_lists_those_that_did(config):
+    with pytest.raises(ValueError, match=r"--games has enduro, which did not run .* allowed: pong, breakout\."):
+        report.read_matrix(replace(config, games=("pong", "enduro")))
+    with pytest.raises(ValueError, match=r"--seeds has 7, .* allowed: 0, 1, 2\."):
+        report.read_matrix(replace(config, seeds=(7,)))
+
+
+def test_a_report_says_the_command_that_makes_it(config):
+    chosen = replace(config, games=("pong",), seeds=(0, 1))
+    flags = shlex.split(report.command_line(chosen))[2:]
+    assert "--games pong --seeds 0 1" in report.command_line(chosen) and parse(ReportConfig, flags) == chosen
 
 
 def test_the_reference_comes_first():
@@ -170,6 +199,9 @@ def test_one_encoder_alone_is_reported_too(config):
 
 
 @pytest.mark.parametrize("published", sorted(RESULTS.glob("race_*.md")), ids=lambda path: path.stem)
-def test_published_reports_are_made_from_their_races(published):
-    config = ReportConfig(races=(published.with_suffix(".csv"),), name=published.stem)
-    assert report.table(full_matrix(report.read_races(config.races), "nature"), config) == published.read_text("utf-8")
+def test_published_reports_are_what_the_command_in_them_makes(published, monkeypatch):
+    monkeypatch.chdir(RESULTS.parents[1])
+    text = published.read_text("utf-8")
+    command = re.search("Made by `python experiments/report.py (.*)`", text)[1]
+    config = parse(ReportConfig, shlex.split(command))
+    assert config.name == published.stem and report.table(report.read_matrix(config), config) == text
