@@ -123,11 +123,11 @@ class GridHead(nn.Module):
         super().__init__()
         self.grid = (min(map_size[0], spec.grid), min(map_size[1], spec.grid))
         self.out_features = num_classes or spec.features_dim
-        self.gain = spec.gain
+        self.gain, self.constant = spec.gain, spec.constant
         channels = spec.squeeze_channels or in_channels
         self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
-        self.fc = nn.Linear(channels * math.prod(self.grid), spec.features_dim, bias=spec.norm == "none")
-        self.norm = make_norm(spec.norm, spec.features_dim)
+        self.fc = nn.Linear(channels * math.prod(self.grid), spec.image_features, bias=spec.norm == "none")
+        self.norm = make_norm(spec.norm, spec.image_features)
         self.activation = make_activation(spec.activation)
         self.classifier = nn.Linear(spec.features_dim, num_classes) if num_classes else nn.Identity()
 
@@ -137,7 +137,10 @@ class GridHead(nn.Module):
             x = F.adaptive_avg_pool2d(x, self.grid)
         # Position-major, channels innermost: for a channels-last map flattening is then a view.
         x = self.squeeze(x).permute(0, 2, 3, 1).flatten(1)
-        return self.classifier(self.gain * self.activation(self.norm(self.fc(x))))
+        features = self.gain * self.activation(self.norm(self.fc(x)))  # (N, image_features)
+        if self.constant:
+            features = F.pad(features, (0, 1), value=self.constant)
+        return self.classifier(features)
 
 
 @singledispatch

@@ -129,7 +129,8 @@ _RL_S = NetworkSpec(
         (FusedIBSpec(out_channels=48, expanded_channels=64),),  # 11 -> 6
         (UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=3),) * 2,
     ),
-    head=GridHeadSpec(activation="silu", gain=0.1),  # a ReLU leaves a third of the features dead on static pictures
+    # A ReLU leaves a third of the features dead on static pictures.
+    head=GridHeadSpec(activation="silu", gain=0.3, constant=25.0),
     norm="none",
     inner_norm="none",
     activation="relu",

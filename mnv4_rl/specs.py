@@ -268,6 +268,9 @@ class GridHeadSpec:
         norm: Norm on the feature vector.
         gain: What the features are multiplied by. Policy and value are linear in them, so it sets how far a step of
             Adam moves both: features of a LayerNorm are large, and at a gain of 1 PPO's updates overshoot.
+        constant: Value of one feature that is the same in every state, the last of ``features_dim``; 0 for none. It lets
+            policy and value shift in all states at once: where nothing has been rewarded yet, an agent then drifts
+            towards holding an action, not towards another one in each state.
     """
 
     features_dim: int = 512
@@ -276,12 +279,24 @@ class GridHeadSpec:
     norm: NormName = "layer"
     activation: ActivationName = "relu"
     gain: float = 1.0
+    constant: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(features_dim=self.features_dim, grid=self.grid)
         check_range("gain", self.gain, Interval(0, includes_low=False))
+        check_range("constant", self.constant, Interval(0))
+        if self.image_features < 1:
+            raise ValueError(
+                "features_dim=1 would be the constant alone, got a constant of "
+                f"{self.constant!r}; take features_dim of at least 2, or a constant of 0."
+            )
         check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
+
+    @property
+    def image_features(self) -> int:
+        """Features that depend on the image."""
+        return self.features_dim - (self.constant > 0)
 
 
 HeadSpec: TypeAlias = PooledHeadSpec | GridHeadSpec
