@@ -268,9 +268,9 @@ class GridHeadSpec:
         norm: Norm on the feature vector.
         gain: What the features are multiplied by. Policy and value are linear in them, so it sets how far a step of
             Adam moves both: features of a LayerNorm are large, and at a gain of 1 PPO's updates overshoot.
-        constant: Value of one feature that is the same in every state, the last of ``features_dim``; 0 for none. It lets
-            policy and value shift in all states at once: where nothing has been rewarded yet, an agent then drifts
-            towards holding an action, not towards another one in each state.
+        constant: Value of one feature that is the same in every state, the last of ``features_dim``; 0 for none. It
+            lets policy and value shift in all states at once: where nothing has been rewarded yet, an agent then
+            drifts towards holding an action, not towards another one in each state.
     """
 
     features_dim: int = 512

@@ -246,7 +246,7 @@ def pong() -> Tensor:
 
 
 def named_outputs(extractor: MNV4Extractor, images: Tensor) -> dict[str, Tensor]:
-    """What the stem, every block and the head return, channels first and everything else flattened."""
+    """What the stem, every block and the head return, channels first and everything else flattened; no constants."""
     outputs: dict[str, Tensor] = {}
     network = extractor.network
     blocks = itertools.chain.from_iterable(network.stages)
@@ -260,6 +260,7 @@ def named_outputs(extractor: MNV4Extractor, images: Tensor) -> dict[str, Tensor]
         extractor(images)
     for handle in handles:
         handle.remove()
+    outputs["head"] = outputs["head"][: network.spec.head.image_features]
     return outputs
 
 

@@ -212,6 +212,7 @@ def test_a_small_ball_that_moves_fills_the_features(background):
     for frame in range(4):
         pictures[0, frame, 40 + 2 * frame : 42 + 2 * frame, 50 + frame : 52 + frame] = 0.9
     spec = get_spec("rl_s")
+    spec = replace(spec, head=replace(spec.head, constant=0.0))  # the features that depend on the picture
     assert change_of_features(spec, pictures, without) > 0.3
     assert change_of_features(replace(spec, static_gain=None), pictures, without) < 0.15
 
@@ -222,6 +223,40 @@ def test_what_stands_still_is_muted_but_not_gone():
     model = build(spec, 4, 0)
     assert model(still).std() > 0.1 * spec.head.gain
     assert build(spec, 1, 0)(still[:, :1]).std() > 0.1 * spec.head.gain  # nothing in common with another channel
+
+
+def test_features_end_in_the_constant():
+    spec = get_spec("rl_s")
+    features = build(spec, 4, 0)(th.rand(3, 4, 84, 84))
+    assert features.shape == (3, spec.head.features_dim)
+    assert (features[:, -1] == spec.head.constant).all()
+    assert (features[:, :-1].abs() < spec.head.constant / 5).all()
+    plain = replace(spec, head=replace(spec.head, constant=0.0))
+    assert (build(plain, 4, 0)(th.rand(3, 4, 84, 84)).std(0) > 0).all()
+
+
+def common_share_of_drift(spec):
+    """How much of what noise does to a policy's logits it does in all states alike, between 0 and 1."""
+    th.manual_seed(0)
+    with th.no_grad():  # states that look different
+        features = build(spec, 4, 0)(nn.functional.interpolate(th.rand(512, 4, 7, 7), size=84))
+    actor = nn.Linear(features.shape[1], 4)
+    before = actor(features).detach()
+    optimizer = th.optim.Adam(actor.parameters(), lr=2.5e-4)
+    for states in th.randperm(512).split(32):  # an agent that was never rewarded: its advantages are noise
+        actions, advantages = th.randint(4, (32,)), th.randn(32)
+        logits = actor(features[states]).log_softmax(1)
+        optimizer.zero_grad()
+        (-advantages * logits[th.arange(32), actions]).mean().backward()
+        optimizer.step()
+    drift = (actor(features) - before).detach()  # (512, 4)
+    return (drift.mean(0).square().sum() / drift.square().sum(1).mean()).item()
+
+
+def test_without_rewards_a_policy_drifts_in_all_states_alike():
+    spec = get_spec("rl_s")
+    assert common_share_of_drift(spec) > 0.9
+    assert common_share_of_drift(replace(spec, head=replace(spec.head, constant=0.0))) < 0.75
 
 
 def test_the_stem_may_have_a_norm_of_its_own():
