@@ -102,6 +102,10 @@ class Races:
     seeds: tuple[int, ...]
     runs: dict[tuple[str, str, int], RaceRun]
 
+    def of(self, encoder: str, game: str) -> list[RaceRun]:
+        """An encoder's runs on a game, a seed each."""
+        return [self.runs[encoder, game, seed] for seed in self.seeds]
+
     def matrix(self, encoder: str, value: Callable[[RaceRun], float | np.ndarray]) -> np.ndarray:
         """A value of each run of an encoder, (n_seeds, n_games) or, for values (n_points,), with these in front."""
         rows = [[value(self.runs[encoder, game, seed]) for game in self.games] for seed in self.seeds]
@@ -215,22 +219,28 @@ def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores
 def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: str) -> float | None:
     """What an encoder needs to reach the reference's last score, as a share of what the reference needed in all.
 
-    Both are means over seeds.
+    Scores are means over seeds. Every seed is timed by the reference's run of that seed, so that seeds may have run on
+    machines of different speed.
 
     Returns:
         Under 1 if it is cheaper, None if it does not get there.
     """
-    grid, scores = mean_curve(races, encoder, game, clock)
-    reference_grid, reference_scores = mean_curve(races, reference, game, clock)
-    reached = np.flatnonzero(scores >= reference_scores[-1])
-    return float(grid[reached[0]] / reference_grid[-1]) if reached.size else None
+    ends = [run.clock(clock)[-1] for run in races.of(reference, game)]
+    runs = [run.rescaled(clock, 1 / end) for run, end in zip(races.of(encoder, game), ends, strict=True)]
+    shares, scores = mean_curve(runs, clock)
+    goal = np.mean([run.scores[-1] for run in races.of(reference, game)])
+    reached = np.flatnonzero(scores >= goal)
+    return float(shares[reached[0]]) if reached.size else None
 
 
-def mean_curve(
-    races: Races, encoder: str, game: str, clock: str, n_points: int = 1000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clock values and the mean raw score over seeds at each, (n_points,) both."""
-    runs = [races.runs[encoder, game, seed] for seed in races.seeds]
+def relative_speed(races: Races, encoder: str, reference: str) -> float:
+    """Timesteps a CPU second over the reference's, mean over the pairs of game and seed."""
+    rates = [races.matrix(name, lambda run: 1 / run.clock("cpu_seconds")[-1]) for name in (encoder, reference)]
+    return float((rates[0] / rates[1]).mean())
+
+
+def mean_curve(runs: Sequence[RaceRun], clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Clock values and the mean raw score of the runs at each, (n_points,) both."""
     grid = common_grid(runs, clock, n_points)
     return grid, np.mean([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=0)
 
@@ -245,7 +255,7 @@ def draw_scores(races: Races, path: Path) -> None:
                 for seed in races.seeds:
                     run = races.runs[encoder, game, seed]
                     axis.plot(run.clock(clock), run.scores, color=f"C{index}", linewidth=0.6, alpha=0.5)
-                axis.plot(*mean_curve(races, encoder, game, clock), color=f"C{index}", label=encoder)
+                axis.plot(*mean_curve(races.of(encoder, game), clock), color=f"C{index}", label=encoder)
             if clock == "timesteps":
                 draw_published(axis, game, max(run.clock(clock)[-1] for run in races.runs.values()))
             label_axis(axis, CLOCKS[clock], f"{game}\n{SCORE_LABEL}" if clock == "timesteps" else "")
@@ -278,7 +288,7 @@ def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
 
 def game_curve(races: Races, encoder: str, game: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
     """Clock values and the mean raw score over seeds at each, (n_points,), with its interval."""
-    runs = [races.runs[encoder, game, seed] for seed in races.seeds]
+    runs = races.of(encoder, game)
     grid = common_grid(runs, clock, config.n_points)
     curves = np.stack([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=-1)  # (n_points, n_seeds)
     return grid, estimate(config, mean_over_runs, curves[..., None])  # one game: (n_points, n_seeds, 1)
@@ -332,7 +342,7 @@ def save(figure: plt.Figure, path: Path) -> None:
 def table(races: Races, config: ReportConfig) -> str:
     """The numbers at the end of the runs as markdown, an encoder a row."""
     reference = config.reference
-    header = ["encoder", *races.games, "IQM", f"P(beats {reference})", "timesteps/CPU s"]
+    header = ["encoder", *races.games, "IQM", f"P(beats {reference})", f"timesteps/CPU s over {reference}'s"]
     header += [f"CPU time to {reference}'s score, {game}" for game in races.games]
     rows = [header, ["---"] * len(header)]
     rows += [table_row(races, encoder, config) for encoder in races.encoders]
@@ -369,13 +379,12 @@ def published_row(races: Races, n_columns: int) -> list[list[str]]:
 def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     """One encoder's cells."""
     iqm = estimate(config, interquartile_mean, final_normalised(races, encoder))
-    speed = races.matrix(encoder, lambda run: run.clock("timesteps")[-1] / run.clock("cpu_seconds")[-1])
     scores = final_scores(races, encoder).T  # (n_games, n_seeds)
     cells = [encoder, *(with_range(seeds) for seeds in scores)]
     cells.append(with_interval(iqm, len(races.seeds)))
     is_reference = encoder == config.reference
     cells.append("" if is_reference else with_interval(improvement(races, encoder, config), len(races.seeds)))
-    cells.append(f"{speed.mean():,.0f}")
+    cells.append(f"{relative_speed(races, encoder, config.reference):.2f}x")
     for game in races.games:
         share = cost_to_reach(races, encoder, game, "cpu_seconds", config.reference)
         cells.append("1.00x" if is_reference else "not reached" if share is None else f"{share:.2f}x")

@@ -65,7 +65,7 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     # Six runs, one dropped at either end: the mean of 0.80, 0.81, 0.81, 0.82 and of 0.40, 0.41, 0.41, 0.42.
     assert rl_s["IQM"].startswith("0.81 [0.8") and nature["IQM"].startswith("0.41 [0.4")
     assert rl_s["P(beats nature)"] == "1.00 [1.00, 1.00]" and nature["P(beats nature)"] == ""
-    assert (nature["timesteps/CPU s"], rl_s["timesteps/CPU s"]) == ("100", "200")
+    assert tuple(row["timesteps/CPU s over nature's"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
     # Half way up at half the price.
     assert rl_s["CPU time to nature's score, pong"] == "0.25x"
 
@@ -104,7 +104,7 @@ def test_published_scores_stand_beside_runs_of_their_length(config):
 def test_one_seed_is_told_without_ranges_and_intervals(config):
     races = full_matrix([run for run in two_encoders() if run.seed == 0], "nature")
     row = next(line for line in report.table(races, config).splitlines() if line.startswith("| rl_s"))
-    assert row.startswith("| rl_s | 7.5 | 24.7 | 0.80 | 1.00 | 200 |") and "[" not in row
+    assert row.startswith("| rl_s | 7.5 | 24.7 | 0.80 | 1.00 | 2.00x |") and "[" not in row
     assert "One seed" in report.table(races, config)
 
 
@@ -172,6 +172,14 @@ def test_cost_to_reach_is_none_for_an_encoder_that_never_gets_there():
     races = full_matrix(two_encoders(), "rl_s")
     assert cost_to_reach(races, "nature", "pong", "cpu_seconds", "rl_s") is None
     assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
+
+
+def test_seeds_may_have_run_on_machines_of_different_speed():
+    slow = [replace(run, points=run.points * [1, 1, 7, 1]) if run.seed == 1 else run for run in two_encoders()]
+    for runs in (two_encoders(), slow):
+        races = full_matrix(runs, "nature")
+        assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
+        assert report.relative_speed(races, "rl_s", "nature") == pytest.approx(2)
 
 
 def test_a_game_without_reference_scores_is_refused():
