@@ -3,9 +3,11 @@
     python experiments/encoder_study.py --steps time     # cost of every candidate; with nothing else running
     python experiments/encoder_study.py --steps catch    # all of them on a small catching game, a minute each
     python experiments/encoder_study.py --steps race --promising rl_s-mqa rl_s-se     # Pong
-    python experiments/encoder_study.py                  # the table, from the files of the other three
+    python experiments/encoder_study.py --steps clone    # the published agents, copied; half a minute each
+    python experiments/encoder_study.py                  # the table, from the files of the other four
 
-The candidates are rows in ``experiments/candidates.py``. ``catch`` and ``race`` keep what is there and do the rest.
+The candidates are rows in ``experiments/candidates.py``. ``catch``, ``clone`` and ``race`` keep what is there and do
+the rest; ``--promising`` says whom the last two try.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm
 
+from agents.encoders import policy_kwargs
 from agents.safe_files import make_folder, write_csv, write_file
 from experiments import benchmark, race
 from experiments.atari_run import SEED, TIMESTEPS, shown
 from experiments.candidates import CANDIDATES, SPECS
+from experiments.cloning import clone, published_agent, record
 from experiments.command import parse, user_errors
 from experiments.custom_env import CatchEnv, build_agent
 from experiments.measuring import machine
@@ -38,13 +42,18 @@ from experiments.race_results import RaceRun, read_races
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.specs import Interval, check_choice, check_ranges
 
-Step = Literal["time", "catch", "race", "table"]
-STEPS: tuple[Step, ...] = ("time", "catch", "race", "table")
+Step = Literal["time", "catch", "clone", "race", "table"]
+STEPS: tuple[Step, ...] = ("time", "catch", "clone", "race", "table")
 NAME = "encoder_study"
 REFERENCE_RACE = "race_atari.csv"  # nature and rl_s ran in it
 REFERENCES = ("nature", "rl_s", "rl_s-as_drawn", "rl_m")
 CATCH_TIMESTEPS = (8_192, 16_384)  # whole rollouts of 8 x 128
-RACED = {"pong": (250_000, 500_000), "breakout": (100_000, 175_000)}  # game -> agent timesteps of the table's columns
+RACED = {
+    "pong": (250_000, 500_000),
+    "breakout": (100_000, 175_000),
+    "enduro": (500_000,),
+}  # game -> agent timesteps of the table's columns
+CLONED = ("pong", "breakout", "enduro")  # games whose published agents are copied
 RACE_GAME = "pong"  # what --steps race plays
 _RANGES = {"total_timesteps": TIMESTEPS, "jobs": Interval(1), "threads": THREADS, "seed": SEED}
 
@@ -56,7 +65,7 @@ class StudyConfig:
     steps: tuple[Step, ...] = ("table",)
     """What to do; the table needs the files of the other steps."""
     promising: tuple[str, ...] = (*REFERENCES, *CANDIDATES)
-    """Encoders that race; the default is all of them, which takes days."""
+    """Encoders that race or clone; the default is all of them, for which a race takes days."""
     total_timesteps: int = RACED[RACE_GAME][-1]
     """Agent timesteps of each run of the race."""
     jobs: int = 1
@@ -135,6 +144,25 @@ def catch_all(config: StudyConfig) -> None:
             write_csv(path, rows)
 
 
+def clone_promising(config: StudyConfig) -> None:
+    """Let every promising encoder copy the published agents; a CSV with a row each, those in it already are kept."""
+    path = config.path("_clone.csv")
+    rows = read_rows(path) if path.is_file() else []
+    missing = [name for name in config.promising if name not in {row["encoder"] for row in rows}]
+    for name in missing:  # before hours of work: an encoder nobody knows
+        policy_kwargs(name)
+    agents = {game: published_agent(game) for game in CLONED}
+    lessons = [record(game, agent, config.seed) for game, agent in agents.items()] if missing else []
+    for name in tqdm(missing, unit="encoder", dynamic_ncols=True):
+        row = {"encoder": name, "seed": config.seed}
+        for lesson in lessons:
+            learnt = clone(name, lesson, config.seed)
+            row |= {f"{lesson.game}_policy": f"{learnt.policy:.2f}", f"{lesson.game}_value": f"{learnt.value:.2f}"}
+            row[f"{lesson.game}_agent"] = agents[lesson.game].parent.name
+        rows.append(row)
+        write_csv(path, rows)
+
+
 def race_promising(config: StudyConfig) -> None:
     """Race the promising candidates, by the command everybody uses."""
     flags = ["--name", NAME, "--games", RACE_GAME, "--encoders", *config.promising, "--seeds", str(config.seed)]
@@ -150,7 +178,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         ValueError: If the file is not there, with the step that writes it.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is not there; write it first with --steps time, catch or race.")
+        raise ValueError(f"{path} is not there; write it first with --steps time, catch, clone or race.")
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
@@ -164,23 +192,25 @@ def score_at(run: RaceRun, timesteps: int) -> float | None:
 
 
 class Measured(NamedTuple):
-    """Rows of the two CSVs, and the runs of the races."""
+    """Rows of the three CSVs, and the runs of the races."""
 
     costs: list[dict[str, Any]]
     catch: list[dict[str, Any]]
+    cloned: list[dict[str, Any]]
     runs: list[RaceRun]
 
 
 def read_measured(config: StudyConfig) -> Measured:
     """What the other steps wrote."""
     races = sorted([*config.results_dir.glob(f"race_{NAME}*.csv"), *config.results_dir.glob(REFERENCE_RACE)])
-    return Measured(read_rows(config.path("_costs.csv")), read_rows(config.path("_catch.csv")), read_races(races))
+    costs, catch, cloned = (read_rows(config.path(f"_{what}.csv")) for what in ("costs", "catch", "clone"))
+    return Measured(costs, catch, cloned, read_races(races))
 
 
 def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
     """Everything measured of one encoder; empty where it was not."""
     mine = {row["task"]: row for row in measured.costs if row["model"] == name}
-    caught: dict[str, Any] = next((row for row in measured.catch if row["encoder"] == name), {})
+    caught, cloned = (row_of(name, rows) for rows in (measured.catch, measured.cloned))
     train, forward = mine.get("forward+backward", {}), mine.get("forward", {})
     return {
         "encoder": name,
@@ -188,8 +218,14 @@ def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
         "train_ratio": train.get("ratio", ""),
         "forward_8_ratio": forward.get("ratio", ""),
         **{f"catch_{t}": caught.get(f"return_{t}", "") for t in CATCH_TIMESTEPS},
+        **{f"clone_{game}": cloned.get(f"{game}_policy", "") for game in CLONED},
         **{f"{game}_{t}": raced(measured.runs, name, game, seed, t) for game, marks in RACED.items() for t in marks},
     }
+
+
+def row_of(encoder: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An encoder's row of a CSV, empty without one."""
+    return next((row for row in rows if row["encoder"] == encoder), {})
 
 
 def raced(runs: Sequence[RaceRun], encoder: str, game: str, seed: int, timesteps: int) -> str:
@@ -201,17 +237,20 @@ def raced(runs: Sequence[RaceRun], encoder: str, game: str, seed: int, timesteps
 
 HEADINGS = (
     "encoder", "what differs", "params", "MMACs", "kB saved", "train", "forward 8", "Catch 8k", "Catch 16k",
+    *(f"{game.capitalize()} cloned" for game in CLONED),
     *(f"{game.capitalize()} {t // 1000}k" for game, marks in RACED.items() for t in marks), "verdict",
 )  # fmt: skip
 LEGEND = """Params, MMACs and bytes saved for backward (kB) of one 4x84x84 image. Train and forward 8: images a second
 over NatureCNN's in the same round, forward and backward at batch 256 and forward at batch 8, fp32, median
 of 7 rounds. Catch: mean return of the last 20 training episodes after so many steps of
-`experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Pong and Breakout: mean raw score of
-the last 100 training games after so many agent steps of `experiments/atari_ppo.py` (Pong -21 to 21,
-Breakout 1.7 by chance), one seed, so small differences mean nothing. Empty: not run. Made by
-`python experiments/encoder_study.py`, from what `--steps time --threads 2`, `--steps catch` and
-`--steps race --promising NAMES` measured; the initial weights were chosen last, on Breakout, and all other
-rows have their weights as drawn."""
+`experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Cloned: how much of what a published agent's
+policy depends on was copied after 160 steps of PPO's Adam (1 all of it, 0 its mean, below 0 not even that), one
+seed. Pong, Breakout and Enduro: mean raw score of the last 100 training games after so many agent steps of
+`experiments/atari_ppo.py` (Pong -21 to 21, Breakout 1.7 and Enduro 0 by chance), one seed, so small
+differences mean nothing. Empty: not run. Made by `python experiments/encoder_study.py`, from what
+`--steps time --threads 2`, `--steps catch`, `--steps clone --promising NAMES` and
+`--steps race --promising NAMES` measured; the initial weights were chosen last, on Breakout and Enduro, and
+all other rows have their weights as drawn."""
 
 
 def markdown(rows: Sequence[dict[str, Any]], games: Sequence[str]) -> str:
@@ -248,6 +287,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     measured = [number("parameters", ",.0f"), number("macs", ".1f", 1e-6), number("saved_bytes", ",.0f", 1e-3)]
     measured += [number(key, ".2f", unit="x") for key in ("train_ratio", "forward_8_ratio")]
     measured += [str(row[f"catch_{t}"]) for t in CATCH_TIMESTEPS]
+    measured += [str(row[f"clone_{game}"]) for game in CLONED]
     measured += [str(row[f"{game}_{t}"]) for game, marks in RACED.items() for t in marks]
     return [row["encoder"], row["change"], *measured, row["verdict"]]
 
@@ -281,7 +321,7 @@ def as_curve(run: RaceRun) -> Curve:
     return Curve(run.encoder, (), tuple(dict(zip(CURVE_COLUMNS, map(float, point), strict=True)) for point in points))
 
 
-WORK = {"time": time_all, "catch": catch_all, "race": race_promising, "table": write_table}
+WORK = {"time": time_all, "catch": catch_all, "clone": clone_promising, "race": race_promising, "table": write_table}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from experiments.command import check_file_name, parse, user_errors
 from mnv4_rl.specs import check_positive
 
 RESULTS = Path(__file__).resolve().parent / "results"
+AGENTS = RESULTS / "agents"  # a folder for each published agent
 # Our column -> SB3's and our keys in progress.csv.
 COLUMNS = {
     "timesteps": "time/total_timesteps",

@@ -33,14 +33,13 @@ from agents.safe_files import make_folder, write_file
 from agents.video import gif
 from experiments.atari_run import N_ENVS, SEED, shown
 from experiments.command import parse, user_errors
-from experiments.publish import RESULTS, label_of, provenance
+from experiments.publish import AGENTS, label_of, provenance
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari_options import PROTOCOLS
 from mnv4_rl.atari_scores import REFERENCE_SCORES, human_normalised
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.specs import check_positive, check_ranges
 
-AGENTS = RESULTS / "agents"
 PROTOCOL = "sb3"
 FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
 ROOT = Path(__file__).resolve().parents[1]

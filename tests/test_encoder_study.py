@@ -2,6 +2,7 @@
 
 import csv
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from stable_baselines3.common.envs import FakeImageEnv
 
 from agents.checkpoint import load_agent, save_agent
 from agents.encoders import ENCODERS, add_encoder, policy_kwargs
+from agents.ppo import build_ppo
 from experiments import encoder_study
 from experiments.atari_ppo import AtariConfig
 from experiments.candidates import BASE, CANDIDATES
+from experiments.cloning import clone, record
 from experiments.race_results import RaceRun, write_race
 from mnv4_rl import MNV4Extractor
+from mnv4_rl.atari import make_atari_env
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -83,20 +87,40 @@ def test_catch_trains_only_who_is_missing(few, tmp_path):
     assert 0 < float(rows[1]["return_1024"]) < 10
 
 
+def test_clone_copies_only_for_who_is_missing(few, tmp_path, monkeypatch):
+    path = tmp_path / "encoder_study_clone.csv"
+    path.write_text("encoder,seed,pong_policy,pong_value,pong_agent\nrl_s,0,0.5,0.6,old\n")
+    env = make_atari_env("pong", 1, 0)
+    save_agent(
+        build_ppo(env, "nature", total_timesteps=1000, device="cpu"), tmp_path / "pong__ppo__nature__s0" / "agent"
+    )
+    env.close()
+    monkeypatch.setattr(encoder_study, "published_agent", lambda game: tmp_path / "pong__ppo__nature__s0" / "agent")
+    monkeypatch.setattr(encoder_study, "CLONED", ("pong",))
+    monkeypatch.setattr(encoder_study, "record", partial(record, timesteps=4))
+    monkeypatch.setattr(encoder_study, "clone", partial(clone, updates=1))
+    encoder_study.main(["--steps", "clone", "--promising", "rl_s", "rl_s-gap", "--results-dir", str(tmp_path)])
+    kept, new = csv.DictReader(path.open())
+    assert (kept["encoder"], kept["pong_policy"], kept["pong_agent"]) == ("rl_s", "0.5", "old")
+    assert new["encoder"] == "rl_s-gap" and float(new["pong_policy"]) < 0.5
+    assert new["pong_agent"] == "pong__ppo__nature__s0"
+
+
 def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     costs = ["# torch: 1", "model,task,parameters,macs,saved_bytes,ratio"]
     costs += [f"{m},{t},1000,2e6,3000,{r}" for m in ("rl_s", "rl_s-gap") for t, r in
               (("forward", 1.234), ("forward+backward", 2.345))]  # fmt: skip
     (tmp_path / "encoder_study_costs.csv").write_text("\n".join(costs) + "\n")
     (tmp_path / "encoder_study_catch.csv").write_text("encoder,seed,return_1024\nrl_s,0,9.9\n")
+    (tmp_path / "encoder_study_clone.csv").write_text("encoder,seed,pong_policy\nrl_s-gap,0,0.12\n")
     points = np.array([[0, 0, 0, -21.0], [400_000, 0, 0, -13]])
     write_race(tmp_path / "race_encoder_study.csv", [RaceRun("pong", "rl_s-gap", 0, points)], ["made by hand"])
     encoder_study.main(["--results-dir", str(tmp_path)])
     lines = (tmp_path / "encoder_study.md").read_text().splitlines()
-    assert "| rl_s |  | 1,000 | 2.0 | 3 | 2.35x | 1.23x | 9.9 |  |  |  |  |  |" in lines
+    assert "| rl_s |  | 1,000 | 2.0 | 3 | 2.35x | 1.23x | 9.9 |" + 9 * "  |" in lines
     gap = next(line for line in lines if line.startswith("| rl_s-gap"))
-    assert gap.split(" | ")[1:10] == [
-        "map averaged to one position", "1,000", "2.0", "3", "2.35x", "1.23x", "", "-16.0", "",
+    assert gap.split(" | ")[1:13] == [
+        "map averaged to one position", "1,000", "2.0", "3", "2.35x", "1.23x", "", "0.12", "", "", "-16.0", "",
     ]  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "encoder_study.csv").open()))
     assert [row["pong_250000"] for row in rows] == ["", "-16.0"]
@@ -109,6 +133,7 @@ def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     [
         (["--seed", "-1"], r"seed must lie in \[0, .*got -1"),
         (["--steps", "race", "--promising", "rl_x"], r"no encoder called 'rl_x'"),
+        (["--steps", "clone", "--promising", "rl_x"], r"no encoder called 'rl_x'"),
         (["--steps", "table"], r"encoder_study_costs.csv is not there; write it first with --steps time"),
     ],
 )
