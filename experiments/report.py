@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -33,7 +33,18 @@ from experiments.atari_run import SEED, shown
 from experiments.command import check_file_name, parse, user_errors
 from experiments.publish import RESULTS
 from experiments.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
-from experiments.race_results import CLOCKS, RaceRun, read_races
+from experiments.race_matrix import (
+    Races,
+    common_grid,
+    cost_to_reach,
+    final_normalised,
+    final_scores,
+    full_matrix,
+    mean_curve,
+    normalised,
+    relative_speed,
+)
+from experiments.race_results import CLOCKS, read_races
 from experiments.statistics import (
     Estimate,
     bootstrap,
@@ -41,7 +52,6 @@ from experiments.statistics import (
     mean_over_runs,
     probability_of_improvement,
 )
-from mnv4_rl.atari_scores import human_normalised
 from mnv4_rl.specs import check_positive, check_range
 
 Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
@@ -86,33 +96,6 @@ class ReportConfig:
     """Folder for the files."""
 
 
-@dataclass(frozen=True)
-class Races:
-    """Runs as a full matrix.
-
-    Attributes:
-        encoders: In the order of the files, the reference first.
-        games: In the order of the files.
-        seeds: Ascending.
-        runs: Every (encoder, game, seed).
-    """
-
-    encoders: tuple[str, ...]
-    games: tuple[str, ...]
-    seeds: tuple[int, ...]
-    runs: dict[tuple[str, str, int], RaceRun]
-
-    def of(self, encoder: str, game: str) -> list[RaceRun]:
-        """An encoder's runs on a game, a seed each."""
-        return [self.runs[encoder, game, seed] for seed in self.seeds]
-
-    def matrix(self, encoder: str, value: Callable[[RaceRun], float | np.ndarray]) -> np.ndarray:
-        """A value of each run of an encoder, (n_seeds, n_games) or, for values (n_points,), with these in front."""
-        rows = [[value(self.runs[encoder, game, seed]) for game in self.games] for seed in self.seeds]
-        stacked = np.array(rows, dtype=np.float64)  # (n_seeds, n_games, ...)
-        return stacked if stacked.ndim == 2 else np.moveaxis(stacked, -1, 0)
-
-
 def read_matrix(config: ReportConfig) -> Races:
     """The runs that the flags choose from the CSVs.
 
@@ -132,77 +115,6 @@ def read_matrix(config: ReportConfig) -> Races:
     return full_matrix(runs, config.reference)
 
 
-def full_matrix(runs: Sequence[RaceRun], reference: str) -> Races:
-    """The runs, if none is missing and all are of one length.
-
-    Raises:
-        ValueError: Naming the missing runs, those that end elsewhere, or a reference that did not run.
-    """
-    found = {(run.encoder, run.game, run.seed): run for run in runs}
-    encoders = tuple(dict.fromkeys(run.encoder for run in runs))
-    games = tuple(dict.fromkeys(run.game for run in runs))
-    if reference not in encoders:
-        raise ValueError(f"The reference {reference!r} is not in the races; they have {', '.join(encoders)}.")
-    encoders = tuple(sorted(encoders, key=lambda encoder: encoder != reference))
-    seeds = tuple(sorted({run.seed for run in runs}))
-    wanted = [(encoder, game, seed) for encoder in encoders for game in games for seed in seeds]
-    missing = [f"{e} on {g} with seed {s}" for e, g, s in wanted if (e, g, s) not in found]
-    if missing:
-        raise ValueError(f"{len(missing)} of {len(wanted)} runs are missing: {'; '.join(missing)}. Run them first.")
-    check_lengths(runs)
-    return Races(encoders, games, seeds, found)
-
-
-def check_lengths(runs: Sequence[RaceRun]) -> None:
-    """Refuse to compare runs that were trained for different numbers of timesteps.
-
-    Raises:
-        ValueError: Naming the shortest and the longest.
-    """
-    by_length = sorted(runs, key=lambda run: run.clock("timesteps")[-1])
-    (short, end), (long, far_end) = ((run, run.clock("timesteps")[-1]) for run in (by_length[0], by_length[-1]))
-    if end != far_end:
-        raise ValueError(
-            f"Runs must be equally long: {short.encoder} on {short.game} has {end:,.0f} timesteps, "
-            f"{long.encoder} on {long.game} has {far_end:,.0f}."
-        )
-
-
-def normalised(game: str, scores: np.ndarray) -> np.ndarray:
-    """Raw scores of a game on the scale where random play is 0 and a human 1, the same shape.
-
-    Raises:
-        ValueError: For a game without reference scores.
-    """
-    values = [human_normalised(game, float(score)) for score in np.ravel(scores)]
-    if None in values:
-        raise ValueError(f"There are no human reference scores for {game}; report the games that have them.")
-    return np.array(values, dtype=np.float64).reshape(np.shape(scores))
-
-
-def common_grid(runs: Sequence[RaceRun], clock: str, n_points: int) -> np.ndarray:
-    """(n_points,) values of a clock that lie inside every one of the runs, so that no curve is extrapolated.
-
-    Raises:
-        ValueError: If one run ends before another has its first score.
-    """
-    start = max(run.clock(clock)[0] for run in runs)
-    end = min(run.clock(clock)[-1] for run in runs)
-    if end < start:
-        raise ValueError(f"One run ends at {end:,.0f} {clock}, before another has its first score at {start:,.0f}.")
-    return np.linspace(start, end, n_points)
-
-
-def final_scores(races: Races, encoder: str) -> np.ndarray:
-    """(n_seeds, n_games) raw scores at the end of the runs."""
-    return races.matrix(encoder, lambda run: float(run.scores[-1]))
-
-
-def final_normalised(races: Races, encoder: str) -> np.ndarray:
-    """(n_seeds, n_games) human-normalised scores at the end of the runs."""
-    return races.matrix(encoder, lambda run: float(normalised(run.game, run.scores[-1])))
-
-
 def iqm_curve(races: Races, encoder: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
     """Clock values (n_points,) and the interquartile mean at each, (n_points,) with its interval."""
     runs = [run for run in races.runs.values() if run.encoder == encoder]
@@ -214,35 +126,6 @@ def iqm_curve(races: Races, encoder: str, clock: str, config: ReportConfig) -> t
 def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> Estimate:
     """A statistic with its interval, resampled as the flags say."""
     return bootstrap(statistic, *scores, n_resamples=config.n_resamples, seed=config.bootstrap_seed)
-
-
-def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: str) -> float | None:
-    """What an encoder needs to reach the reference's last score, as a share of what the reference needed in all.
-
-    Scores are means over seeds. Every seed is timed by the reference's run of that seed, so that seeds may have run on
-    machines of different speed.
-
-    Returns:
-        Under 1 if it is cheaper, None if it does not get there.
-    """
-    ends = [run.clock(clock)[-1] for run in races.of(reference, game)]
-    runs = [run.rescaled(clock, 1 / end) for run, end in zip(races.of(encoder, game), ends, strict=True)]
-    shares, scores = mean_curve(runs, clock)
-    goal = np.mean([run.scores[-1] for run in races.of(reference, game)])
-    reached = np.flatnonzero(scores >= goal)
-    return float(shares[reached[0]]) if reached.size else None
-
-
-def relative_speed(races: Races, encoder: str, reference: str) -> float:
-    """Timesteps a CPU second over the reference's, mean over the pairs of game and seed."""
-    rates = [races.matrix(name, lambda run: 1 / run.clock("cpu_seconds")[-1]) for name in (encoder, reference)]
-    return float((rates[0] / rates[1]).mean())
-
-
-def mean_curve(runs: Sequence[RaceRun], clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Clock values and the mean raw score of the runs at each, (n_points,) both."""
-    grid = common_grid(runs, clock, n_points)
-    return grid, np.mean([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=0)
 
 
 def draw_scores(races: Races, path: Path) -> None:

@@ -10,8 +10,16 @@ import pytest
 from experiments import report
 from experiments.command import parse
 from experiments.publish import RESULTS
+from experiments.race_matrix import (
+    common_grid,
+    cost_to_reach,
+    final_normalised,
+    full_matrix,
+    normalised,
+    relative_speed,
+)
 from experiments.race_results import RaceRun, write_race
-from experiments.report import ReportConfig, common_grid, cost_to_reach, full_matrix, normalised
+from experiments.report import ReportConfig
 
 # Pong's reference scores are -20.7 and 14.6, Breakout's 1.7 and 30.5.
 HUMAN, RANDOM = {"pong": 14.6, "breakout": 30.5}, {"pong": -20.7, "breakout": 1.7}
@@ -110,7 +118,7 @@ def test_one_seed_is_told_without_ranges_and_intervals(config):
 
 def test_matrix_has_a_row_a_seed_and_a_column_a_game():
     races = full_matrix(two_encoders(), "nature")
-    scores = report.final_normalised(races, "nature")
+    scores = final_normalised(races, "nature")
     assert scores == pytest.approx(np.array([[0.40, 0.40], [0.41, 0.41], [0.42, 0.42]]))
     assert races.encoders == ("nature", "rl_s") and races.games == ("pong", "breakout") and races.seeds == (0, 1, 2)
 
@@ -179,7 +187,7 @@ def test_seeds_may_have_run_on_machines_of_different_speed():
     for runs in (two_encoders(), slow):
         races = full_matrix(runs, "nature")
         assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
-        assert report.relative_speed(races, "rl_s", "nature") == pytest.approx(2)
+        assert relative_speed(races, "rl_s", "nature") == pytest.approx(2)
 
 
 def test_a_game_without_reference_scores_is_refused():
