@@ -126,9 +126,9 @@ def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: 
     return float(shares[reached[0]]) if reached.size else None
 
 
-def relative_speed(races: Races, encoder: str, reference: str) -> float:
-    """Timesteps a CPU second over the reference's, mean over the pairs of game and seed."""
-    rates = [races.matrix(name, lambda run: 1 / run.clock("cpu_seconds")[-1]) for name in (encoder, reference)]
+def relative_speed(races: Races, encoder: str, clock: str, reference: str) -> float:
+    """Timesteps a second over the reference's, mean over the pairs of game and seed."""
+    rates = [races.matrix(name, lambda run: 1 / run.clock(clock)[-1]) for name in (encoder, reference)]
     return float((rates[0] / rates[1]).mean())
 
 

@@ -55,6 +55,7 @@ from experiments.statistics import (
 from mnv4_rl.specs import check_positive, check_range
 
 Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
+UNITS: dict[Clock, str] = {"timesteps": "timesteps", "wall_seconds": "wall time", "cpu_seconds": "CPU time"}
 SCORE_LABEL = "raw score, mean of the last 100 games"
 _NOTE = (
     "Scores: mean of the last 100 training games of each run. IQM: interquartile mean of the human-normalised score "
@@ -84,8 +85,9 @@ class ReportConfig:
     reference: str = "nature"
     """Encoder that the others are compared with."""
     clock: Clock = "cpu_seconds"
-    """What NAME_games.png is drawn against. Runs that shared a machine are compared on CPU time, which is the wall time
-    of a run on one thread with a core of its own."""
+    """What NAME_games.png is drawn against and the table counts costs in. Runs that shared a machine are compared on
+    CPU time, which is the wall time of a run on one thread with a core of its own; where the runs of a seed come from
+    different machines, only timesteps compare."""
     n_points: int = 100
     """Points at which the curves are averaged."""
     n_resamples: int = 2_000
@@ -225,8 +227,10 @@ def save(figure: plt.Figure, path: Path) -> None:
 def table(races: Races, config: ReportConfig) -> str:
     """The numbers at the end of the runs as markdown, an encoder a row."""
     reference = config.reference
-    header = ["encoder", *races.games, "IQM", f"P(beats {reference})", f"timesteps/CPU s over {reference}'s"]
-    header += [f"CPU time to {reference}'s score, {game}" for game in races.games]
+    header = ["encoder", *races.games, "IQM", f"P(beats {reference})"]
+    if config.clock != "timesteps":
+        header.append(f"timesteps/{UNITS[config.clock]} over {reference}'s")
+    header += [f"{UNITS[config.clock]} to {reference}'s score, {game}" for game in races.games]
     rows = [header, ["---"] * len(header)]
     rows += [table_row(races, encoder, config) for encoder in races.encoders]
     rows += published_row(races, len(header))
@@ -267,9 +271,10 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     cells.append(with_interval(iqm, len(races.seeds)))
     is_reference = encoder == config.reference
     cells.append("" if is_reference else with_interval(improvement(races, encoder, config), len(races.seeds)))
-    cells.append(f"{relative_speed(races, encoder, config.reference):.2f}x")
+    if config.clock != "timesteps":
+        cells.append(f"{relative_speed(races, encoder, config.clock, config.reference):.2f}x")
     for game in races.games:
-        share = cost_to_reach(races, encoder, game, "cpu_seconds", config.reference)
+        share = cost_to_reach(races, encoder, game, config.clock, config.reference)
         cells.append("1.00x" if is_reference else "not reached" if share is None else f"{share:.2f}x")
     return cells
 

@@ -73,7 +73,7 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     # Six runs, one dropped at either end: the mean of 0.80, 0.81, 0.81, 0.82 and of 0.40, 0.41, 0.41, 0.42.
     assert rl_s["IQM"].startswith("0.81 [0.8") and nature["IQM"].startswith("0.41 [0.4")
     assert rl_s["P(beats nature)"] == "1.00 [1.00, 1.00]" and nature["P(beats nature)"] == ""
-    assert tuple(row["timesteps/CPU s over nature's"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
+    assert tuple(row["timesteps/CPU time over nature's"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
     # Half way up at half the price.
     assert rl_s["CPU time to nature's score, pong"] == "0.25x"
 
@@ -147,6 +147,14 @@ def test_a_report_says_the_command_that_makes_it(config):
     assert "--games pong --seeds 0 1" in report.command_line(chosen) and parse(ReportConfig, flags) == chosen
 
 
+def test_costs_are_counted_on_the_clock_that_is_asked_for(config):
+    races = full_matrix(two_encoders(), "nature")
+    lines = report.table(races, replace(config, clock="timesteps")).splitlines()
+    header, _, _, rl_s = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4])
+    assert dict(zip(header, rl_s, strict=True))["timesteps to nature's score, pong"] in ("0.50x", "0.51x")
+    assert not any("CPU" in name for name in header)
+
+
 def test_the_reference_comes_first():
     assert full_matrix(two_encoders(), "rl_s").encoders == ("rl_s", "nature")
 
@@ -187,7 +195,7 @@ def test_seeds_may_have_run_on_machines_of_different_speed():
     for runs in (two_encoders(), slow):
         races = full_matrix(runs, "nature")
         assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
-        assert relative_speed(races, "rl_s", "nature") == pytest.approx(2)
+        assert relative_speed(races, "rl_s", "cpu_seconds", "nature") == pytest.approx(2)
 
 
 def test_a_game_without_reference_scores_is_refused():
