@@ -27,7 +27,8 @@ from mnv4_rl.atari import make_atari_env
 
 N_ENVS, N_TEST_ENVS = 16, 3
 TIMESTEPS, EVERY = 2_400, 3  # agent timesteps a game, every third of which is kept: neighbours look alike
-BATCH, UPDATES = 256, 160
+UPDATES = 160
+PPO_DEFAULTS = PPOHyperparameters()
 
 
 class Play(NamedTuple):
@@ -120,24 +121,24 @@ def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Le
         seed: Seed of the weights and of the batches.
         updates: Steps of Adam.
     """
-    policy, train = _fresh_policy(encoder, lesson.game, seed), lesson.train
+    policy, train, h = _fresh_policy(encoder, lesson.game, seed), lesson.train, PPO_DEFAULTS
     generator = np.random.default_rng(seed)
     for _ in range(updates):
-        chosen = th.as_tensor(generator.integers(len(train.values), size=BATCH))
+        chosen = th.as_tensor(generator.integers(len(train.values), size=h.batch_size))
         logits, values = _outputs(policy, train.observations[chosen])
-        loss = F.cross_entropy(logits, train.probabilities[chosen]) + 0.5 * F.mse_loss(values, train.values[chosen])
+        value_loss = F.mse_loss(values, train.values[chosen])
+        loss = F.cross_entropy(logits, train.probabilities[chosen]) + h.vf_coef * value_loss
         policy.optimizer.zero_grad()
         loss.backward()
-        th.nn.utils.clip_grad_norm_(policy.parameters(), PPOHyperparameters().max_grad_norm)
+        th.nn.utils.clip_grad_norm_(policy.parameters(), h.max_grad_norm)
         policy.optimizer.step()
     return examine(policy, lesson)
 
 
 def _fresh_policy(encoder: str, game: str, seed: int) -> ActorCriticPolicy:
-    env = make_atari_env(game, 1, seed)
-    h = PPOHyperparameters()
+    env, horizon = make_atari_env(game, 1, seed), PPO_DEFAULTS.schedule_timesteps
     try:
-        return build_ppo(env, encoder, total_timesteps=h.schedule_timesteps, seed=seed, device="cpu").policy
+        return build_ppo(env, encoder, total_timesteps=horizon, seed=seed, device="cpu").policy
     finally:
         env.close()
 
@@ -152,7 +153,7 @@ def _outputs(policy: ActorCriticPolicy, observations: Tensor) -> tuple[Tensor, T
 def examine(policy: ActorCriticPolicy, lesson: Lesson) -> Learnt:
     """What a policy explains of the agent's play on the test games."""
     test, mean = lesson.test, lesson.train.probabilities.mean(0)
-    outputs = [_outputs(policy, batch) for batch in test.observations.split(BATCH)]
+    outputs = [_outputs(policy, batch) for batch in test.observations.split(PPO_DEFAULTS.batch_size)]
     logits, values = (th.cat(column) for column in zip(*outputs, strict=True))
     divergence = _divergence(test.probabilities, logits.log_softmax(1))
     error = (values - test.values).square().mean() / (lesson.train.values.mean() - test.values).square().mean()

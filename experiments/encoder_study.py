@@ -128,11 +128,16 @@ class CatchCurve(BaseCallback):
             self.returns.append(float(np.mean([episode["r"] for episode in self.model.ep_info_buffer])))
 
 
+def kept_and_missing(path: Path, encoders: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows that a step's CSV has already, and the encoders that have none."""
+    rows = read_rows(path) if path.is_file() else []
+    return rows, [name for name in encoders if not row_of(name, rows)]
+
+
 def catch_all(config: StudyConfig) -> None:
     """Train every candidate on the catching game; a CSV with a row each, those in it already are kept."""
     path = config.path("_catch.csv")
-    rows = read_rows(path) if path.is_file() else []
-    missing = [name for name in (*REFERENCES, *CANDIDATES) if name not in {row["encoder"] for row in rows}]
+    rows, missing = kept_and_missing(path, (*REFERENCES, *CANDIDATES))
     with tqdm(total=len(missing) * CATCH_TIMESTEPS[-1], unit="step", unit_scale=True, dynamic_ncols=True) as bar:
         for name in missing:
             bar.set_postfix_str(name)
@@ -147,8 +152,7 @@ def catch_all(config: StudyConfig) -> None:
 def clone_promising(config: StudyConfig) -> None:
     """Let every promising encoder copy the published agents; a CSV with a row each, those in it already are kept."""
     path = config.path("_clone.csv")
-    rows = read_rows(path) if path.is_file() else []
-    missing = [name for name in config.promising if name not in {row["encoder"] for row in rows}]
+    rows, missing = kept_and_missing(path, config.promising)
     for name in missing:  # before hours of work: an encoder nobody knows
         policy_kwargs(name)
     agents = {game: published_agent(game) for game in CLONED}

@@ -137,8 +137,7 @@ def draw_scores(races: Races, path: Path) -> None:
     for row, game in zip(axes, races.games, strict=True):
         for axis, clock in zip(row, CLOCKS, strict=True):
             for index, encoder in enumerate(races.encoders):
-                for seed in races.seeds:
-                    run = races.runs[encoder, game, seed]
+                for run in races.of(encoder, game):
                     axis.plot(run.clock(clock), run.scores, color=f"C{index}", linewidth=0.6, alpha=0.5)
                 axis.plot(*mean_curve(races.of(encoder, game), clock), color=f"C{index}", label=encoder)
             if clock == "timesteps":
