@@ -146,9 +146,16 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         "was rl_s: far ahead on Pong, but in 1M timesteps it met no reward on Enduro, where random play has none",
     ),
     (
+        "gain_0.3_constant",
+        INITIAL,
+        "gain_0.3, and a feature that is always 50",
+        MOVING | head(gain=0.3, constant=50.0),
+        "was rl_s: meets Enduro's rewards with one seed of two, and behind gain_0.1 on Breakout",
+    ),
+    (
         "constant_25",
         INITIAL,
-        "rl_s, but a constant of half its size",
+        "gain_0.3_constant, but a constant of half its size",
         MOVING | head(gain=0.3, constant=25.0),
         "the noise of single states still won on Enduro: with seed 1 no reward in 0.65M timesteps",
     ),
