@@ -87,6 +87,7 @@ def head(**kwargs: Any) -> dict[str, Any]:
 
 # How rl_s's filters start: nearly blind to what stands still, and learning at one rate.
 MOVING = {"static_gain": 0.3, "weight_rms": 0.06}
+ONE = 1 / BASE.head.features_dim  # of all features
 MQA = MobileMQASpec(num_heads=4, key_dim=12)
 M_FUSED, M_UIB, M_MQA = (fused(48, 48), fused(64, 96)), uib(64, 192, start=3), MobileMQASpec(num_heads=4, key_dim=16)
 INITIAL, STEM, EARLY, LATE, NORM, SHAPE, HEAD, MIX, LARGER = (
@@ -149,14 +150,14 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         "gain_0.3_constant",
         INITIAL,
         "gain_0.3, and a feature that is always 50",
-        MOVING | head(gain=0.3, constant=50.0),
+        MOVING | head(gain=0.3, constant=50.0, constant_share=ONE),
         "was rl_s: meets Enduro's rewards with one seed of two, and behind gain_0.1 on Breakout",
     ),
     (
         "constant_25",
         INITIAL,
         "gain_0.3_constant, but a constant of half its size",
-        MOVING | head(gain=0.3, constant=25.0),
+        MOVING | head(gain=0.3, constant=25.0, constant_share=ONE),
         "the noise of single states still won on Enduro: with seed 1 no reward in 0.65M timesteps",
     ),
     (

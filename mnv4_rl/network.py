@@ -124,6 +124,7 @@ class GridHead(nn.Module):
         self.grid = (min(map_size[0], spec.grid), min(map_size[1], spec.grid))
         self.out_features = num_classes or spec.features_dim
         self.gain, self.constant = spec.gain, spec.constant
+        self.constants = spec.features_dim - spec.image_features
         channels = spec.squeeze_channels or in_channels
         self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
         self.fc = nn.Linear(channels * math.prod(self.grid), spec.image_features, bias=spec.norm == "none")
@@ -138,8 +139,8 @@ class GridHead(nn.Module):
         # Position-major, channels innermost: for a channels-last map flattening is then a view.
         x = self.squeeze(x).permute(0, 2, 3, 1).flatten(1)
         features = self.gain * self.activation(self.norm(self.fc(x)))  # (N, image_features)
-        if self.constant:
-            features = F.pad(features, (0, 1), value=self.constant)
+        if self.constants:
+            features = F.pad(features, (0, self.constants), value=self.constant)
         return self.classifier(features)
 
 

@@ -130,7 +130,7 @@ _RL_S = NetworkSpec(
         (UIBSpec(out_channels=48, expanded_channels=96, start_dw_kernel_size=3),) * 2,
     ),
     # A ReLU leaves a third of the features dead on static pictures.
-    head=GridHeadSpec(activation="silu", gain=0.1, constant=50.0),
+    head=GridHeadSpec(activation="silu", gain=0.1, constant_share=0.25),
     norm="none",
     inner_norm="none",
     activation="relu",

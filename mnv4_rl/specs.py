@@ -268,9 +268,11 @@ class GridHeadSpec:
         norm: Norm on the feature vector.
         gain: What the features are multiplied by. Policy and value are linear in them, so it sets how far a step of
             Adam moves both: features of a LayerNorm are large, and at a gain of 1 PPO's updates overshoot.
-        constant: Value of one feature that is the same in every state, the last of ``features_dim``; 0 for none. It
-            lets policy and value shift in all states at once: where nothing has been rewarded yet, an agent then
-            drifts towards holding an action, not towards another one in each state.
+        constant: Value of the features that are the same in every state.
+        constant_share: Share of ``features_dim`` that these are, the last ones; 0 for none. Their sum lets policy and
+            value shift in all states at once: where nothing has been rewarded yet, an agent then drifts towards holding
+            an action, not towards another one in each state. One constant of that sum would do the same, but its
+            gradient would fill the norm that PPO clips gradients to.
     """
 
     features_dim: int = 512
@@ -279,24 +281,20 @@ class GridHeadSpec:
     norm: NormName = "layer"
     activation: ActivationName = "relu"
     gain: float = 1.0
-    constant: float = 0.0
+    constant: float = 0.4
+    constant_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(features_dim=self.features_dim, grid=self.grid)
         check_range("gain", self.gain, Interval(0, includes_low=False))
-        check_range("constant", self.constant, Interval(0))
-        if self.image_features < 1:
-            raise ValueError(
-                "features_dim=1 would be the constant alone, got a constant of "
-                f"{self.constant!r}; take features_dim of at least 2, or a constant of 0."
-            )
+        check_range("constant_share", self.constant_share, Interval(0, 1, includes_high=False))
         check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
 
     @property
     def image_features(self) -> int:
         """Features that depend on the image."""
-        return self.features_dim - (self.constant > 0)
+        return self.features_dim - int(self.constant_share * self.features_dim)
 
 
 HeadSpec: TypeAlias = PooledHeadSpec | GridHeadSpec
