@@ -234,10 +234,6 @@ def test_what_is_no_space_is_refused(space: object) -> None:
 
 REFUSED_ARGUMENTS = {
     "features_dim 0": (dict(features_dim=0), r"features_dim must be a whole number of at least 1, got 0"),
-    "features_dim 1": (
-        dict(features_dim=1),
-        r"features_dim=1 would be the constant alone, .* at least 2, or a constant of 0",
-    ),
     "features_dim -1": (dict(features_dim=-1), r"features_dim must be .* got -1"),
     "features_dim 3.5": (dict(features_dim=3.5), r"features_dim must be .* got 3.5"),
     "grid 0": (dict(grid=0), r"grid must be a whole number of at least 1, got 0"),
