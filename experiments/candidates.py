@@ -151,7 +151,14 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         INITIAL,
         "gain_0.3, and a feature that is always 50",
         MOVING | head(gain=0.3, constant=50.0, constant_share=ONE),
-        "was rl_s: meets Enduro's rewards with one seed of two, and behind gain_0.1 on Breakout",
+        "was rl_s: met Enduro's first reward with one seed of two; behind gain_0.1 on Breakout",
+    ),
+    (
+        "gain_0.1_constant",
+        INITIAL,
+        "gain_0.1, and a feature that is always 50",
+        MOVING | head(gain=0.1, constant=50.0, constant_share=ONE),
+        "meets Enduro's first reward at 360k with the seed that 0.3 failed; its gradient drowns the others' on Breakout",
     ),
     (
         "constant_25",
