@@ -137,14 +137,14 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         INITIAL,
         "and features 0.3 times as large",
         MOVING | head(gain=0.3),
-        "smaller updates; in rl_s, with the constant",
+        "smaller updates; a tenth makes them smaller still",
     ),
     (
         "gain_0.1",
         INITIAL,
         "and features 0.1 times as large",
         MOVING | head(gain=0.1),
-        "was rl_s: far ahead on Pong, but in 1M timesteps it met no reward on Enduro, where random play has none",
+        "in rl_s, with constants; alone it met no reward on Enduro in 1M timesteps, where random play has none",
     ),
     (
         "gain_0.3_constant",
