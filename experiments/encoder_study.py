@@ -249,7 +249,8 @@ over NatureCNN's in the same round, forward and backward at batch 256 and forwar
 of 7 rounds. Catch: mean return of the last 20 training episodes after so many steps of
 `experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Cloned: how much of what a published agent's
 policy depends on was copied after 160 steps of PPO's Adam (1 all of it, 0 its mean, below 0 not even that), one
-seed; `encoder_study_clone.csv` names the agents, those of commit 26316a0. Pong, Breakout and Enduro: mean raw score of the last 100 training games after so many agent steps of
+seed; `encoder_study_clone.csv` names the agents, those of commit 26316a0.
+Pong, Breakout and Enduro: mean raw score of the last 100 training games after so many agent steps of
 `experiments/atari_ppo.py` (Pong -21 to 21, Breakout 1.7 and Enduro 0 by chance), one seed, so small
 differences mean nothing. Empty: not run. Made by `python experiments/encoder_study.py`, from what
 `--steps time --threads 2`, `--steps catch`, `--steps clone --promising NAMES` and
