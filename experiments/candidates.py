@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.encoders import add_encoder
+from agents.encoders import FEATURES_DIM, add_encoder
 from mnv4_rl.registry import get_spec
 from mnv4_rl.specs import (
     BlockSpec,
@@ -87,7 +87,7 @@ def head(**kwargs: Any) -> dict[str, Any]:
 
 # How rl_s's filters start: nearly blind to what stands still, and learning at one rate.
 MOVING = {"static_gain": 0.3, "weight_rms": 0.06}
-ONE = 1 / BASE.head.features_dim  # of all features
+ONE = 1 / FEATURES_DIM  # of all features
 MQA = MobileMQASpec(num_heads=4, key_dim=12)
 M_FUSED, M_UIB, M_MQA = (fused(48, 48), fused(64, 96)), uib(64, 192, start=3), MobileMQASpec(num_heads=4, key_dim=16)
 INITIAL, STEM, EARLY, LATE, NORM, SHAPE, HEAD, MIX, LARGER = (
