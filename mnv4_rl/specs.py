@@ -287,6 +287,7 @@ class GridHeadSpec:
     def __post_init__(self) -> None:
         check_positive(features_dim=self.features_dim, grid=self.grid)
         check_range("gain", self.gain, Interval(0, includes_low=False))
+        check_range("constant", self.constant, Interval(0))
         check_range("constant_share", self.constant_share, Interval(0, 1, includes_high=False))
         check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)

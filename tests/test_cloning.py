@@ -28,8 +28,8 @@ def lesson_of(bright):
 
 
 def test_a_policy_that_depends_on_what_is_seen_is_learnt():
-    learnt = clone("rl_s", lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5), 0, updates=100)
-    assert learnt.policy > 0.5
+    learnt = clone("rl_s", lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5), 0)
+    assert learnt.policy > 0.8
     assert learnt.value > 0.8
 
 

@@ -241,7 +241,7 @@ def test_constants_are_a_share_of_any_width(features_dim, constants):
     assert (features == head.constant).all(0).sum() == constants
 
 
-def test_constants_fill_no_more_of_a_gradient_than_what_the_image_says_does():
+def test_constants_are_not_many_times_as_long_as_what_depends_on_the_image():
     spec = get_spec("rl_s")
     features = build(spec, 4, 0)(th.rand(3, 4, 84, 84))
     image_features, constants = features.split([spec.head.image_features, 128], 1)

@@ -115,6 +115,7 @@ def test_heads_divide_the_channels_or_the_allowed_counts_are_listed(channels, nu
         ),
         (lambda: GridHeadSpec(grid=0), "grid must be a whole number of at least 1, got 0"),
         (lambda: GridHeadSpec(gain=0.0), r"gain must lie in \(0, inf\), got 0.0"),
+        (lambda: GridHeadSpec(constant=-1.0), r"constant must lie in \[0, inf\), got -1.0"),
         (lambda: GridHeadSpec(constant_share=1.0), r"constant_share must lie in \[0, 1\), got 1.0"),
         (lambda: replace(get_spec("rl_s"), static_gain=1.5), r"static_gain must lie in \[0, 1\], got 1.5"),
         (lambda: replace(get_spec("rl_s"), weight_rms=-1.0), r"weight_rms must lie in \(0, inf\), got -1.0"),
