@@ -3,8 +3,8 @@
 python experiments/race.py --name pong --encoders nature rl_s --games pong --seeds 0 1 2 --jobs 2
 
 Started again after it was stopped or killed, a race keeps the runs that finished; the others go on at their newest
-checkpoint, or start again without one. Runs share the machine, so compare them on ``cpu_seconds``, the CPU time of each
-run's own process.
+checkpoint, or start again without one. Other runs that its CSV holds already stay in it, so a race may grow over days
+and machines. Runs share the machine, so compare them on ``cpu_seconds``, the CPU time of each run's own process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from agents.safe_files import make_folder
 from experiments.atari_run import N_ENVS, SEED, TIMESTEPS, check_device, shown
 from experiments.command import INTERRUPTED_CODE, check_file_name, parse, sigterm_as_interrupt, user_errors
 from experiments.publish import RESULTS, provenance, read_run
-from experiments.race_results import RaceRun, write_race
+from experiments.race_results import RaceRun, add_to_race, read_races
 from mnv4_rl.atari_games import resolve_game
 from mnv4_rl.performance import THREADS
 from mnv4_rl.specs import Interval, check_range, check_ranges
@@ -156,6 +156,7 @@ def plan(config: RaceConfig) -> list[Run]:
         runs.append(Run(folder, {"game": game, "encoder": encoder, "seed": seed, **shared}))
     for run in runs:
         check_settings(run)
+    check_csv(config)
     return runs
 
 
@@ -193,6 +194,23 @@ def check_settings(run: Run) -> None:
             raise ValueError(
                 f"{run.folder} holds a run with {key}={found.get(key)!r}, this race has {value!r}; "
                 "give the race another --name, or delete the folder."
+            )
+
+
+def check_csv(config: RaceConfig) -> None:
+    """Refuse to add runs to a CSV of another length, or to a file that is no race.
+
+    Raises:
+        ValueError: With what the file holds.
+    """
+    if not config.csv.is_file():
+        return
+    for run in read_races([config.csv]):
+        logged = run.clock("timesteps")[-1]
+        if not config.total_timesteps <= logged <= config.total_timesteps + config.n_envs * config.ppo.n_steps:
+            raise ValueError(
+                f"{config.csv} holds {run.name} with {logged:,.0f} timesteps, this race has "
+                f"{config.total_timesteps:,}; give the race another --name, or move the file away."
             )
 
 
@@ -269,13 +287,13 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def collect(config: RaceConfig, runs: list[Run]) -> int:
-    """Write the curves of all finished runs into the race's CSV.
+    """Write the curves of all finished runs into the race's CSV, beside the runs that it holds of other cells.
 
     Returns:
         How many there are; without any, nothing is written.
 
     Raises:
-        ValueError: If no game ended in a run.
+        ValueError: If no game ended in a run, or a file that is no race has come into the CSV's place.
     """
     finished = [run for run in runs if run.finished()]
     if not finished:
@@ -287,7 +305,7 @@ def collect(config: RaceConfig, runs: list[Run]) -> int:
         curves.append(RaceRun(run.settings["game"], run.settings["encoder"], run.settings["seed"], points))
         sources |= dict.fromkeys(run_sources(run))
     make_folder(config.results_dir)
-    write_race(config.csv, curves, sources)
+    add_to_race(config.csv, curves, list(sources))
     return len(finished)
 
 

@@ -37,6 +37,11 @@ class RaceRun:
     seed: int
     points: np.ndarray
 
+    @property
+    def name(self) -> str:
+        """<game>__<encoder>__s<seed>, as its run folder is called."""
+        return f"{self.game}__{self.encoder}__s{self.seed}"
+
     def clock(self, name: str) -> np.ndarray:
         """(n_points,) values of a key of :data:`CLOCKS`, never falling."""
         return self.points[:, list(CURVE_COLUMNS).index(name)]
@@ -63,6 +68,29 @@ def write_race(path: Path, runs: Iterable[RaceRun], provenance: Iterable[str]) -
         for run in runs:
             writer.writerows([run.game, run.encoder, run.seed, *(f"{x:.6g}" for x in point)] for point in run.points)
     new.replace(path)
+
+
+def add_to_race(path: Path, runs: Sequence[RaceRun], provenance: Sequence[str]) -> None:
+    """Write runs behind those that the file holds already, their comment lines too; a run in both is replaced.
+
+    Args:
+        path: A race's CSV, which need not be there.
+        runs: The new runs.
+        provenance: Comment lines; those about one run begin with its name and a colon.
+
+    Raises:
+        ValueError: If a file that is no race is in the way; it stays as it is.
+    """
+    new = {run.name for run in runs}
+    kept = [run for run in read_races([path]) if run.name not in new] if path.is_file() else []
+    lines = [line for line in read_provenance(path) if line.split(":")[0] not in new] if kept else []
+    write_race(path, [*kept, *runs], dict.fromkeys([*lines, *provenance]))
+
+
+def read_provenance(path: Path) -> list[str]:
+    """The comment lines of a race's CSV."""
+    with path.open(encoding="utf-8") as file:
+        return [line[1:].strip() for line in file if line.startswith("#")]
 
 
 def read_races(paths: Sequence[Path]) -> list[RaceRun]:

@@ -1,6 +1,7 @@
 """A race of stand-in runs, which write the files of a run at once, and one of real ones."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,38 @@ def test_csv_says_where_it_comes_from(tmp_path, stand_in):
         assert f"# {run}: command: python experiments/atari_ppo.py --seed 0" in comments
         assert f"# {run}: commit: abc" in comments
     assert next(csv.reader(lines[len(comments) :])) == list(COLUMNS)
+
+
+def test_a_race_grows_by_what_its_csv_lacks(tmp_path, stand_in):
+    csv_file = tmp_path / "results" / "race_r.csv"
+    race.main(flags(tmp_path, "--seeds", "1"))
+    first = {run.name: run.points.tolist() for run in read_races([csv_file])}
+    shutil.rmtree(tmp_path / "races")  # the next runs train elsewhere
+    race.main(flags(tmp_path, "--seeds", "1", "0", "--encoders", "rl_s", "--points", "5"))
+    runs = {run.name: run.points for run in read_races([csv_file])}
+    assert list(runs) == ["pong__nature__s1", "pong__rl_s__s1", "pong__rl_s__s0"]
+    assert runs["pong__nature__s1"].tolist() == first["pong__nature__s1"]
+    assert [len(points) for points in runs.values()] == [10, 5, 5], "a run that trained again replaces the old one"
+    lines = csv_file.read_text().splitlines()
+    for name in runs:
+        assert sum(line.startswith(f"# {name}: command:") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notes of mine\n", "is not a race"),
+        (",".join(COLUMNS) + "\npong,rl_m,0,9000,2,3,4\n", "pong__rl_m__s0 with 9,000 timesteps, this race has 50"),
+    ],
+)
+def test_a_csv_that_is_in_the_way_is_refused_before_anything_trains(text, message, tmp_path, stand_in, capsys):
+    csv_file = tmp_path / "results" / "race_r.csv"
+    csv_file.parent.mkdir()
+    csv_file.write_text(text)
+    with pytest.raises(SystemExit) as refused:
+        race.main(flags(tmp_path))
+    assert refused.value.code == 2 and message in capsys.readouterr().err
+    assert csv_file.read_text() == text and not (tmp_path / "races").exists()
 
 
 def test_finished_runs_are_kept_and_broken_ones_restart(tmp_path, stand_in):
