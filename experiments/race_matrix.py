@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -109,21 +109,34 @@ def final_normalised(races: Races, encoder: str) -> np.ndarray:
     return races.matrix(encoder, lambda run: float(normalised(run.game, run.scores[-1])))
 
 
+def in_whole_runs(races: Races, clock: str, reference: str) -> Races:
+    """The same runs with a clock in whole runs of the reference: 1 is where its run of the same game and seed ends.
+
+    Seeds may then have run on machines of different speed, if those of a seed shared one.
+    """
+    runs = {
+        (encoder, game, seed): run.rescaled(clock, 1 / races.runs[reference, game, seed].clock(clock)[-1])
+        for (encoder, game, seed), run in races.runs.items()
+    }
+    return replace(races, runs=runs)
+
+
 def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: str) -> float | None:
     """What an encoder needs to reach the reference's last score, as a share of what the reference needed in all.
 
-    Scores are means over seeds. Every seed is timed by the reference's run of that seed, so that seeds may have run on
-    machines of different speed.
+    Scores are means over seeds; see :func:`in_whole_runs` for the share.
 
     Returns:
         Under 1 if it is cheaper, None if it does not get there.
     """
-    ends = [run.clock(clock)[-1] for run in races.of(reference, game)]
-    runs = [run.rescaled(clock, 1 / end) for run, end in zip(races.of(encoder, game), ends, strict=True)]
-    shares, scores = mean_curve(runs, clock)
-    goal = np.mean([run.scores[-1] for run in races.of(reference, game)])
-    reached = np.flatnonzero(scores >= goal)
+    shares, scores = mean_curve(in_whole_runs(races, clock, reference).of(encoder, game), clock)
+    reached = np.flatnonzero(scores >= last_score(races, reference, game))
     return float(shares[reached[0]]) if reached.size else None
+
+
+def last_score(races: Races, encoder: str, game: str) -> float:
+    """An encoder's raw score at the end, mean over seeds."""
+    return float(np.mean([run.scores[-1] for run in races.of(encoder, game)]))
 
 
 def relative_speed(races: Races, encoder: str, clock: str, reference: str) -> float:

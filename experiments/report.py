@@ -4,9 +4,11 @@ python experiments/report.py --races experiments/results/race_pong.csv --name po
 
 NAME_games.png        raw score of every game against --clock, with intervals
 NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a thin line a seed
-NAME_iqm.png          interquartile mean of the human-normalised score against the same, with intervals
+NAME_iqm.png          interquartile mean of the human-normalised score against all three, with intervals
 NAME_improvement.png  probability that a run beats a run of the reference encoder, with intervals
 NAME.md               the numbers at the end of the runs
+
+Curves with intervals count times in whole runs of the reference, because seeds may have run on different machines.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from experiments.race_matrix import (
     final_normalised,
     final_scores,
     full_matrix,
+    in_whole_runs,
+    last_score,
     mean_curve,
     normalised,
     relative_speed,
@@ -154,20 +158,28 @@ def draw_published(axis: Axes, game: str, end: float) -> None:
 
 
 def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
-    """A panel a game: the mean over seeds with its interval; one seed has none."""
-    figure, axes = plt.subplots(
-        1, len(races.games), figsize=(4 * len(races.games), 3.6), squeeze=False, layout="constrained"
-    )
+    """A panel a game: the mean over seeds with its interval; one seed has none. Dotted: where the reference ends."""
+    shape = (1, len(races.games))
+    figure, axes = plt.subplots(*shape, figsize=(4 * shape[1], 3.6), squeeze=False, layout="constrained")
+    races, clock_label = for_averages(races, config.clock, config)
     for axis, game in zip(axes[0], races.games, strict=True):
         for index, encoder in enumerate(races.encoders):
             grid, mean = game_curve(races, encoder, game, config.clock, config)
             axis.plot(grid, mean.point, color=f"C{index}", label=encoder)
             if len(races.seeds) > 1:
                 axis.fill_between(grid, mean.low, mean.high, color=f"C{index}", alpha=0.2, linewidth=0)
+        axis.axhline(last_score(races, config.reference, game), color="grey", linestyle=":", linewidth=1)
         axis.set_title(game)
-        label_axis(axis, CLOCKS[config.clock], SCORE_LABEL if axis is axes[0, 0] else "")
+        label_axis(axis, clock_label, SCORE_LABEL if axis is axes[0, 0] else "")
     axes[0, 0].legend(frameon=False)
     save(figure, path)
+
+
+def for_averages(races: Races, clock: Clock, config: ReportConfig) -> tuple[Races, str]:
+    """The runs on a clock that all seeds share, whatever their machines, and its label."""
+    if clock == "timesteps":
+        return races, CLOCKS[clock]
+    return in_whole_runs(races, clock, config.reference), f"{UNITS[clock]} (1: a whole run of {config.reference})"
 
 
 def game_curve(races: Races, encoder: str, game: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
@@ -181,9 +193,10 @@ def game_curve(races: Races, encoder: str, game: str, clock: str, config: Report
 def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
     """Interquartile mean against each clock, with intervals."""
     figure, axes = plt.subplots(1, len(CLOCKS), figsize=(12, 4), sharey=True, layout="constrained")
-    for axis, (clock, label) in zip(axes, CLOCKS.items(), strict=True):
+    for axis, clock in zip(axes, UNITS, strict=True):
+        on_clock, label = for_averages(races, clock, config)
         for encoder in races.encoders:
-            grid, iqm = iqm_curve(races, encoder, clock, config)
+            grid, iqm = iqm_curve(on_clock, encoder, clock, config)
             axis.plot(grid, iqm.point, label=encoder)
             axis.fill_between(grid, iqm.low, iqm.high, alpha=0.2)
         label_axis(axis, label, "IQM of the human-normalised score" if clock == "timesteps" else "")

@@ -15,6 +15,7 @@ from experiments.race_matrix import (
     cost_to_reach,
     final_normalised,
     full_matrix,
+    in_whole_runs,
     normalised,
     relative_speed,
 )
@@ -190,12 +191,17 @@ def test_cost_to_reach_is_none_for_an_encoder_that_never_gets_there():
     assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
 
 
-def test_seeds_may_have_run_on_machines_of_different_speed():
+def test_seeds_may_have_run_on_machines_of_different_speed(config):
     slow = [replace(run, points=run.points * [1, 1, 7, 1]) if run.seed == 1 else run for run in two_encoders()]
     for runs in (two_encoders(), slow):
         races = full_matrix(runs, "nature")
         assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
         assert relative_speed(races, "rl_s", "cpu_seconds", "nature") == pytest.approx(2)
+        shares, mean = report.game_curve(
+            in_whole_runs(races, "cpu_seconds", "nature"), "rl_s", "pong", "cpu_seconds", config
+        )
+        assert shares == pytest.approx(np.linspace(0, 0.5, 5))
+        assert normalised("pong", mean.point) == pytest.approx(np.linspace(0, 0.81, 5))
 
 
 def test_a_game_without_reference_scores_is_refused():
