@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.race_results import RaceRun
+from experiments.statistics import interquartile_mean
 from mnv4_rl.atari_scores import human_normalised
 
 
@@ -130,8 +131,26 @@ def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: 
         Under 1 if it is cheaper, None if it does not get there.
     """
     shares, scores = mean_curve(in_whole_runs(races, clock, reference).of(encoder, game), clock)
-    reached = np.flatnonzero(scores >= last_score(races, reference, game))
-    return float(shares[reached[0]]) if reached.size else None
+    return first_reached(shares, scores, last_score(races, reference, game))
+
+
+def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) -> float | None:
+    """The same for the interquartile mean of the human-normalised scores of all games and seeds."""
+    shares, curves = normalised_curves(in_whole_runs(races, clock, reference), encoder, clock)
+    goal = interquartile_mean(final_normalised(races, reference))
+    return first_reached(shares, interquartile_mean(curves), float(goal))
+
+
+def first_reached(clock: np.ndarray, scores: np.ndarray, goal: float) -> float | None:
+    """The clock where a curve, (n_points,) both, first comes up to a score; None if it stays below."""
+    reached = np.flatnonzero(scores >= goal)
+    return float(clock[reached[0]]) if reached.size else None
+
+
+def normalised_curves(races: Races, encoder: str, clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Clock values (n_points,) and human-normalised scores of all runs at each, (n_points, n_seeds, n_games)."""
+    grid = common_grid([run for run in races.runs.values() if run.encoder == encoder], clock, n_points)
+    return grid, races.matrix(encoder, lambda run: normalised(run.game, np.interp(grid, run.clock(clock), run.scores)))
 
 
 def last_score(races: Races, encoder: str, game: str) -> float:

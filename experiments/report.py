@@ -39,13 +39,14 @@ from experiments.race_matrix import (
     Races,
     common_grid,
     cost_to_reach,
+    cost_to_reach_iqm,
     final_normalised,
     final_scores,
     full_matrix,
     in_whole_runs,
     last_score,
     mean_curve,
-    normalised,
+    normalised_curves,
     relative_speed,
 )
 from experiments.race_results import CLOCKS, read_races
@@ -123,10 +124,8 @@ def read_matrix(config: ReportConfig) -> Races:
 
 def iqm_curve(races: Races, encoder: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
     """Clock values (n_points,) and the interquartile mean at each, (n_points,) with its interval."""
-    runs = [run for run in races.runs.values() if run.encoder == encoder]
-    grid = common_grid(runs, clock, config.n_points)
-    curves = races.matrix(encoder, lambda run: normalised(run.game, np.interp(grid, run.clock(clock), run.scores)))
-    return grid, estimate(config, interquartile_mean, curves)  # curves: (n_points, n_seeds, n_games)
+    grid, curves = normalised_curves(races, encoder, clock, config.n_points)
+    return grid, estimate(config, interquartile_mean, curves)
 
 
 def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> Estimate:
@@ -242,7 +241,8 @@ def table(races: Races, config: ReportConfig) -> str:
     header = ["encoder", *races.games, "IQM", f"P(beats {reference})"]
     if config.clock != "timesteps":
         header.append(f"timesteps/{UNITS[config.clock]} over {reference}'s")
-    header += [f"{UNITS[config.clock]} to {reference}'s score, {game}" for game in races.games]
+    goals = [*(f"score, {game}" for game in races.games), "IQM"]
+    header += [f"{UNITS[config.clock]} to {reference}'s {goal}" for goal in goals]
     rows = [header, ["---"] * len(header)]
     rows += [table_row(races, encoder, config) for encoder in races.encoders]
     rows += published_row(races, len(header))
@@ -285,10 +285,10 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     cells.append("" if is_reference else with_interval(improvement(races, encoder, config), len(races.seeds)))
     if config.clock != "timesteps":
         cells.append(f"{relative_speed(races, encoder, config.clock, config.reference):.2f}x")
-    for game in races.games:
-        share = cost_to_reach(races, encoder, game, config.clock, config.reference)
-        cells.append("1.00x" if is_reference else "not reached" if share is None else f"{share:.2f}x")
-    return cells
+    shares = [cost_to_reach(races, encoder, game, config.clock, config.reference) for game in races.games]
+    shares.append(cost_to_reach_iqm(races, encoder, config.clock, config.reference))
+    shown_shares = ("not reached" if share is None else f"{share:.2f}x" for share in shares)
+    return [*cells, *(["1.00x"] * len(shares) if is_reference else shown_shares)]
 
 
 def with_range(seeds: np.ndarray) -> str:

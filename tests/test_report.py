@@ -13,6 +13,7 @@ from experiments.publish import RESULTS
 from experiments.race_matrix import (
     common_grid,
     cost_to_reach,
+    cost_to_reach_iqm,
     final_normalised,
     full_matrix,
     in_whole_runs,
@@ -76,7 +77,7 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     assert rl_s["P(beats nature)"] == "1.00 [1.00, 1.00]" and nature["P(beats nature)"] == ""
     assert tuple(row["timesteps/CPU time over nature's"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
     # Half way up at half the price.
-    assert rl_s["CPU time to nature's score, pong"] == "0.25x"
+    assert rl_s["CPU time to nature's score, pong"] == rl_s["CPU time to nature's IQM"] == "0.25x"
 
 
 def test_the_same_races_give_the_same_table(config):
@@ -188,6 +189,7 @@ def test_curves_are_never_extrapolated():
 def test_cost_to_reach_is_none_for_an_encoder_that_never_gets_there():
     races = full_matrix(two_encoders(), "rl_s")
     assert cost_to_reach(races, "nature", "pong", "cpu_seconds", "rl_s") is None
+    assert cost_to_reach_iqm(races, "nature", "cpu_seconds", "rl_s") is None
     assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
 
 
