@@ -61,9 +61,12 @@ def test_every_command_is_of_a_kind_that_is_checked():
     assert all(c.startswith(("make ", "python ", "pip install -c constraints.txt ")) for c in COMMANDS if c)
 
 
-def test_every_picture_exists():
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert [p for p in pictures if not (ROOT / p).is_file()] == []
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_every_picture_and_every_link_leads_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize(
