@@ -34,7 +34,7 @@ train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=200000 SEED=
 
 race: $(STAMP)  ## Train NatureCNN and rl_s side by side and draw both: GAMES="pong breakout" SEEDS="0 1" JOBS=2
 	$(PY) experiments/race.py --name mine --games $(GAMES) --seeds $(SEEDS) --jobs $(JOBS) --results-dir runs/races $(ARGS)
-	$(PY) experiments/report.py --races runs/races/race_mine.csv --name race_mine --results-dir runs/races
+	$(PY) experiments/report.py --races runs/races/race_mine.csv --games $(GAMES) --seeds $(SEEDS) --name race_mine --results-dir runs/races
 
 benchmark: $(STAMP)  ## Measure encoders and training against NatureCNN and plain SB3; run it with nothing else running
 	$(PY) experiments/benchmark.py $(ARGS)

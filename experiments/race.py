@@ -49,6 +49,7 @@ _RANGES = {
     "points": Interval(1),
 }
 POLL_SECONDS = 1.0
+ROUNDING = 1e-5  # a CSV keeps six digits
 _PPO_COMMAND = Path(__file__).resolve().parent / "atari_ppo.py"
 
 
@@ -200,6 +201,8 @@ def check_settings(run: Run) -> None:
 def check_csv(config: RaceConfig) -> None:
     """Refuse to add runs to a CSV of another length, or to a file that is no race.
 
+    Other settings are not compared: the CSV names each run's command.
+
     Raises:
         ValueError: With what the file holds.
     """
@@ -207,7 +210,8 @@ def check_csv(config: RaceConfig) -> None:
         return
     for run in read_races([config.csv]):
         logged = run.clock("timesteps")[-1]
-        if not config.total_timesteps <= logged <= config.total_timesteps + config.n_envs * config.ppo.n_steps:
+        longest = config.total_timesteps + config.n_envs * config.ppo.n_steps  # whole rollouts
+        if not (1 - ROUNDING) * config.total_timesteps <= logged <= (1 + ROUNDING) * longest:
             raise ValueError(
                 f"{config.csv} holds {run.name} with {logged:,.0f} timesteps, this race has "
                 f"{config.total_timesteps:,}; give the race another --name, or move the file away."
@@ -310,8 +314,8 @@ def collect(config: RaceConfig, runs: list[Run]) -> int:
 
 
 def run_sources(run: Run) -> list[str]:
-    """Where a run comes from: command and commit with its name, as runs of one race may differ in both."""
-    named = ("command:", "commit:")
+    """Where a run comes from: with its name what the runs of one race may differ in."""
+    named = ("command:", "commit:", "machine:")
     return [f"{run.folder.name}: {line}" if line.startswith(named) else line for line in provenance(run.folder)]
 
 
@@ -340,14 +344,16 @@ def main(args: list[str] | None = None) -> None:
 
 
 def summary(config: RaceConfig, n_runs: int, n_finished: int, failed: list[Run]) -> str:
-    """How many runs there are, and where everything is."""
+    """How many runs there are, where everything is, and how to report this race's part of the CSV."""
+    chosen = {"encoders": config.encoders, "games": config.games, "seeds": config.seeds}
+    flags = " ".join(f"--{flag} {' '.join(map(str, values))}" for flag, values in chosen.items())
     lines = [f"{n_finished} of {n_runs} runs finished"]
     lines += [f"failed       see {shown(run.log)}" for run in failed]
     lines.append(f"run folders  {shown(config.path)}")
     if n_finished:
         lines += [
             f"curves       {shown(config.csv)}",
-            f"report       python experiments/report.py --races {shown(config.csv)} --name {config.name}",
+            f"report       python experiments/report.py --races {shown(config.csv)} {flags} --name {config.name}",
         ]
     return "\n".join(lines)
 

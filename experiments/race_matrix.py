@@ -87,17 +87,27 @@ def normalised(game: str, scores: np.ndarray) -> np.ndarray:
     return np.array(values, dtype=np.float64).reshape(np.shape(scores))
 
 
-def common_grid(runs: Sequence[RaceRun], clock: str, n_points: int) -> np.ndarray:
-    """(n_points,) values of a clock that lie inside every one of the runs, so that no curve is extrapolated.
+def common_grid(runs: Sequence[RaceRun], n_points: int) -> np.ndarray:
+    """(n_points,) timesteps that lie inside every one of the runs, so that no curve is extrapolated.
 
     Raises:
         ValueError: If one run ends before another has its first score.
     """
-    start = max(run.clock(clock)[0] for run in runs)
-    end = min(run.clock(clock)[-1] for run in runs)
+    start = max(run.clock("timesteps")[0] for run in runs)
+    end = min(run.clock("timesteps")[-1] for run in runs)
     if end < start:
-        raise ValueError(f"One run ends at {end:,.0f} {clock}, before another has its first score at {start:,.0f}.")
+        raise ValueError(f"One run ends at {end:,.0f} timesteps, before another has its first score at {start:,.0f}.")
     return np.linspace(start, end, n_points)
+
+
+def mean_clock(runs: Sequence[RaceRun], clock: str, timesteps: np.ndarray) -> np.ndarray:
+    """What a clock shows at given timesteps, (n_points,), mean over the runs."""
+    return np.mean([np.interp(timesteps, run.clock("timesteps"), run.clock(clock)) for run in runs], axis=0)
+
+
+def scores_at(run: RaceRun, timesteps: np.ndarray) -> np.ndarray:
+    """A run's raw scores at given timesteps, (n_points,)."""
+    return np.interp(timesteps, run.clock("timesteps"), run.scores)
 
 
 def final_scores(races: Races, encoder: str) -> np.ndarray:
@@ -123,20 +133,25 @@ def in_whole_runs(races: Races, clock: str, reference: str) -> Races:
 
 
 def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: str) -> float | None:
-    """What an encoder needs to reach the reference's last score, as a share of what the reference needed in all.
+    """What an encoder needs to reach the reference's last score, both means over seeds.
 
-    Scores are means over seeds; see :func:`in_whole_runs` for the share.
+    Args:
+        races: The runs on the clock of :func:`in_whole_runs`.
+        encoder: Whose cost.
+        game: Rom id.
+        clock: A key of :data:`experiments.race_results.CLOCKS`.
+        reference: Whose score.
 
     Returns:
-        Under 1 if it is cheaper, None if it does not get there.
+        A share of what the reference needed in all: under 1 if it is cheaper, None if it does not get there.
     """
-    shares, scores = mean_curve(in_whole_runs(races, clock, reference).of(encoder, game), clock)
+    shares, scores = mean_curve(races.of(encoder, game), clock)
     return first_reached(shares, scores, last_score(races, reference, game))
 
 
 def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) -> float | None:
     """The same for the interquartile mean of the human-normalised scores of all games and seeds."""
-    shares, curves = normalised_curves(in_whole_runs(races, clock, reference), encoder, clock)
+    shares, curves = normalised_curves(races, encoder, clock)
     goal = interquartile_mean(final_normalised(races, reference))
     return first_reached(shares, interquartile_mean(curves), float(goal))
 
@@ -147,24 +162,29 @@ def first_reached(clock: np.ndarray, scores: np.ndarray, goal: float) -> float |
     return float(clock[reached[0]]) if reached.size else None
 
 
-def normalised_curves(races: Races, encoder: str, clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Clock values (n_points,) and human-normalised scores of all runs at each, (n_points, n_seeds, n_games)."""
-    grid = common_grid([run for run in races.runs.values() if run.encoder == encoder], clock, n_points)
-    return grid, races.matrix(encoder, lambda run: normalised(run.game, np.interp(grid, run.clock(clock), run.scores)))
-
-
 def last_score(races: Races, encoder: str, game: str) -> float:
     """An encoder's raw score at the end, mean over seeds."""
     return float(np.mean([run.scores[-1] for run in races.of(encoder, game)]))
 
 
-def relative_speed(races: Races, encoder: str, clock: str, reference: str) -> float:
-    """Timesteps a second over the reference's, mean over the pairs of game and seed."""
-    rates = [races.matrix(name, lambda run: 1 / run.clock(clock)[-1]) for name in (encoder, reference)]
-    return float((rates[0] / rates[1]).mean())
+def relative_speed(races: Races, encoder: str, clock: str) -> float:
+    """Timesteps a second over the reference's, mean over game and seed; races as :func:`in_whole_runs` gives them."""
+    return float((1 / races.matrix(encoder, lambda run: float(run.clock(clock)[-1]))).mean())
 
 
 def mean_curve(runs: Sequence[RaceRun], clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Clock values and the mean raw score of the runs at each, (n_points,) both."""
-    grid = common_grid(runs, clock, n_points)
-    return grid, np.mean([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=0)
+    """A clock and the mean raw score of the runs at the same timesteps, (n_points,) both."""
+    grid = common_grid(runs, n_points)
+    return mean_clock(runs, clock, grid), np.mean([scores_at(run, grid) for run in runs], axis=0)
+
+
+def normalised_curves(races: Races, encoder: str, clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """A clock and the human-normalised scores of all runs at the same timesteps.
+
+    Returns:
+        (n_points,), the mean over the runs, and (n_points, n_seeds, n_games).
+    """
+    runs = [run for run in races.runs.values() if run.encoder == encoder]
+    grid = common_grid(runs, n_points)
+    curves = races.matrix(encoder, lambda run: normalised(run.game, scores_at(run, grid)))
+    return mean_clock(runs, clock, grid), curves

@@ -3,7 +3,7 @@
 python experiments/report.py --races experiments/results/race_pong.csv --name pong
 
 NAME_games.png        raw score of every game against --clock, with intervals
-NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a thin line a seed
+NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a line a run
 NAME_iqm.png          interquartile mean of the human-normalised score against all three, with intervals
 NAME_improvement.png  probability that a run beats a run of the reference encoder, with intervals
 NAME.md               the numbers at the end of the runs
@@ -45,9 +45,11 @@ from experiments.race_matrix import (
     full_matrix,
     in_whole_runs,
     last_score,
+    mean_clock,
     mean_curve,
     normalised_curves,
     relative_speed,
+    scores_at,
 )
 from experiments.race_results import CLOCKS, read_races
 from experiments.statistics import (
@@ -57,6 +59,7 @@ from experiments.statistics import (
     mean_over_runs,
     probability_of_improvement,
 )
+from mnv4_rl.atari_games import resolve_game
 from mnv4_rl.specs import check_positive, check_range
 
 Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
@@ -64,7 +67,8 @@ UNITS: dict[Clock, str] = {"timesteps": "timesteps", "wall_seconds": "wall time"
 SCORE_LABEL = "raw score, mean of the last 100 games"
 _NOTE = (
     "Scores: mean of the last 100 training games of each run. IQM: interquartile mean of the human-normalised score "
-    "(0 random play, 1 a human tester), seeds and games pooled. P: probability that a run beats one of the reference."
+    "(0 random play, 1 a human tester), seeds and games pooled. P: probability that a run beats one of {reference}. "
+    "Costs are relative to {reference}: needed is what it takes to come up to its last score, its whole run being 1."
 )
 _SEEDS_NOTE = (
     "Scores are means over {n_seeds} seeds, with the lowest and the highest; brackets are 95 % stratified-bootstrap "
@@ -84,7 +88,7 @@ class ReportConfig:
     encoders: tuple[str, ...] = ()
     """Encoders to report; all that ran unless some are named."""
     games: tuple[str, ...] = ()
-    """Games to report; all that were played unless some are named."""
+    """Games to report, by any common spelling; all that were played unless some are named."""
     seeds: tuple[int, ...] = ()
     """Seeds to report; all unless some are named."""
     reference: str = "nature"
@@ -110,7 +114,8 @@ def read_matrix(config: ReportConfig) -> Races:
         ValueError: For a faulty CSV, a choice that did not run, or a matrix that is not full.
     """
     runs = read_races(config.races)
-    for field, chosen in (("encoder", config.encoders), ("game", config.games), ("seed", config.seeds)):
+    games = [resolve_game(game) for game in config.games]
+    for field, chosen in (("encoder", config.encoders), ("game", games), ("seed", config.seeds)):
         found = list(dict.fromkeys(getattr(run, field) for run in runs))
         unknown = [value for value in chosen if value not in found]
         if unknown:
@@ -123,7 +128,7 @@ def read_matrix(config: ReportConfig) -> Races:
 
 
 def iqm_curve(races: Races, encoder: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
-    """Clock values (n_points,) and the interquartile mean at each, (n_points,) with its interval."""
+    """A clock and the interquartile mean with its interval at the same timesteps, (n_points,) each."""
     grid, curves = normalised_curves(races, encoder, clock, config.n_points)
     return grid, estimate(config, interquartile_mean, curves)
 
@@ -134,15 +139,16 @@ def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores
 
 
 def draw_scores(races: Races, path: Path) -> None:
-    """A row a game, a column a clock; thick the mean over seeds, thin the seeds."""
+    """A row a game, a column a clock; thin the seeds, thick their mean, on the one clock that all machines share."""
     shape = (len(races.games), len(CLOCKS))
     figure, axes = plt.subplots(*shape, figsize=(12, 3.5 * shape[0]), squeeze=False, sharey="row", layout="constrained")
     for row, game in zip(axes, races.games, strict=True):
         for axis, clock in zip(row, CLOCKS, strict=True):
             for index, encoder in enumerate(races.encoders):
                 for run in races.of(encoder, game):
-                    axis.plot(run.clock(clock), run.scores, color=f"C{index}", linewidth=0.6, alpha=0.5)
-                axis.plot(*mean_curve(races.of(encoder, game), clock), color=f"C{index}", label=encoder)
+                    axis.plot(run.clock(clock), run.scores, color=f"C{index}", linewidth=0.6, alpha=0.7)
+                if clock == "timesteps":
+                    axis.plot(*mean_curve(races.of(encoder, game), clock), color=f"C{index}", label=encoder)
             if clock == "timesteps":
                 draw_published(axis, game, max(run.clock(clock)[-1] for run in races.runs.values()))
             label_axis(axis, CLOCKS[clock], f"{game}\n{SCORE_LABEL}" if clock == "timesteps" else "")
@@ -182,11 +188,12 @@ def for_averages(races: Races, clock: Clock, config: ReportConfig) -> tuple[Race
 
 
 def game_curve(races: Races, encoder: str, game: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
-    """Clock values and the mean raw score over seeds at each, (n_points,), with its interval."""
+    """A clock and the mean raw score over seeds with its interval at the same timesteps, (n_points,) each."""
     runs = races.of(encoder, game)
-    grid = common_grid(runs, clock, config.n_points)
-    curves = np.stack([np.interp(grid, run.clock(clock), run.scores) for run in runs], axis=-1)  # (n_points, n_seeds)
-    return grid, estimate(config, mean_over_runs, curves[..., None])  # one game: (n_points, n_seeds, 1)
+    grid = common_grid(runs, config.n_points)
+    curves = np.stack([scores_at(run, grid) for run in runs], axis=-1)  # (n_points, n_seeds)
+    mean = estimate(config, mean_over_runs, curves[..., None])  # one game: (n_points, n_seeds, 1)
+    return mean_clock(runs, clock, grid), mean
 
 
 def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
@@ -237,17 +244,15 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def table(races: Races, config: ReportConfig) -> str:
     """The numbers at the end of the runs as markdown, an encoder a row."""
-    reference = config.reference
-    header = ["encoder", *races.games, "IQM", f"P(beats {reference})"]
-    if config.clock != "timesteps":
-        header.append(f"timesteps/{UNITS[config.clock]} over {reference}'s")
-    goals = [*(f"score, {game}" for game in races.games), "IQM"]
-    header += [f"{UNITS[config.clock]} to {reference}'s {goal}" for goal in goals]
+    unit, relative = UNITS[config.clock], in_whole_runs(races, config.clock, config.reference)
+    header = ["encoder", *races.games, "IQM", f"P(beats {config.reference})"]
+    header += [] if config.clock == "timesteps" else [f"timesteps per {unit}"]
+    header += [f"{goal}: {unit} needed" for goal in (*races.games, "IQM")]
     rows = [header, ["---"] * len(header)]
-    rows += [table_row(races, encoder, config) for encoder in races.encoders]
+    rows += [table_row(relative, encoder, config) for encoder in races.encoders]
     rows += published_row(races, len(header))
     seeds_note = _SEEDS_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
-    note = f"{_NOTE} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
+    note = f"{_NOTE.format(reference=config.reference)} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
     made_by = f"Made by `{command_line(config)}`."
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note, "", made_by, ""])
 
@@ -276,7 +281,7 @@ def published_row(races: Races, n_columns: int) -> list[list[str]]:
 
 
 def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
-    """One encoder's cells."""
+    """One encoder's cells; the runs on the clock of :func:`in_whole_runs`."""
     iqm = estimate(config, interquartile_mean, final_normalised(races, encoder))
     scores = final_scores(races, encoder).T  # (n_games, n_seeds)
     cells = [encoder, *(with_range(seeds) for seeds in scores)]
@@ -284,7 +289,7 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     is_reference = encoder == config.reference
     cells.append("" if is_reference else with_interval(improvement(races, encoder, config), len(races.seeds)))
     if config.clock != "timesteps":
-        cells.append(f"{relative_speed(races, encoder, config.clock, config.reference):.2f}x")
+        cells.append(f"{relative_speed(races, encoder, config.clock):.2f}x")
     shares = [cost_to_reach(races, encoder, game, config.clock, config.reference) for game in races.games]
     shares.append(cost_to_reach_iqm(races, encoder, config.clock, config.reference))
     shown_shares = ("not reached" if share is None else f"{share:.2f}x" for share in shares)

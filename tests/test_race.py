@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ def test_every_cell_runs_with_equal_settings_and_lands_in_one_csv(tmp_path, stan
     assert (best.clock("cpu_seconds") == 3 * best.clock("timesteps")).all()
     assert best.scores[-1] == pytest.approx(2.1 * 50)
     out = capsys.readouterr().out
-    assert "4 of 4 runs finished" in out and "race_r.csv" in out
+    assert (
+        "4 of 4 runs finished" in out and "race_r.csv --encoders nature rl_s --games pong --seeds 0 1 --name r" in out
+    )
 
 
 def test_csv_says_where_it_comes_from(tmp_path, stand_in):
@@ -126,6 +129,17 @@ def test_a_csv_that_is_in_the_way_is_refused_before_anything_trains(text, messag
         race.main(flags(tmp_path))
     assert refused.value.code == 2 and message in capsys.readouterr().err
     assert csv_file.read_text() == text and not (tmp_path / "races").exists()
+
+
+def test_six_digits_of_a_csv_are_enough_to_add_to_it(tmp_path):
+    rows = [
+        f"pong,nature,0,{timesteps:.6g},1,1,1" for timesteps in (1024, 978 * 1024)
+    ]  # 1,001,472, kept as 1.00147e+06
+    (tmp_path / "race_r.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    config = race.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
+    race.check_csv(config)
+    with pytest.raises(ValueError, match="this race has 1,003,520"):
+        race.check_csv(replace(config, total_timesteps=980 * 1024))
 
 
 def test_finished_runs_are_kept_and_broken_ones_restart(tmp_path, stand_in):

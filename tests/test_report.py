@@ -75,9 +75,9 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     # Six runs, one dropped at either end: the mean of 0.80, 0.81, 0.81, 0.82 and of 0.40, 0.41, 0.41, 0.42.
     assert rl_s["IQM"].startswith("0.81 [0.8") and nature["IQM"].startswith("0.41 [0.4")
     assert rl_s["P(beats nature)"] == "1.00 [1.00, 1.00]" and nature["P(beats nature)"] == ""
-    assert tuple(row["timesteps/CPU time over nature's"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
+    assert tuple(row["timesteps per CPU time"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
     # Half way up at half the price.
-    assert rl_s["CPU time to nature's score, pong"] == rl_s["CPU time to nature's IQM"] == "0.25x"
+    assert rl_s["pong: CPU time needed"] == rl_s["IQM: CPU time needed"] == "0.25x"
 
 
 def test_the_same_races_give_the_same_table(config):
@@ -132,6 +132,7 @@ def test_part_of_the_races_is_reported_when_the_rest_has_not_run(config):
         report.read_matrix(config)
     pong = report.read_matrix(replace(config, games=("pong",), encoders=("nature", "rl_s")))
     assert (pong.encoders, pong.games, pong.seeds) == (("nature", "rl_s"), ("pong",), (0, 1, 2))
+    assert report.read_matrix(replace(config, games=("Pong-v5",), encoders=("nature",))).games == ("pong",)
     first = report.read_matrix(replace(config, seeds=(0,), encoders=("nature", "rl_s")))
     assert (first.games, first.seeds) == (("pong", "breakout"), (0,))
 
@@ -153,7 +154,7 @@ def test_costs_are_counted_on_the_clock_that_is_asked_for(config):
     races = full_matrix(two_encoders(), "nature")
     lines = report.table(races, replace(config, clock="timesteps")).splitlines()
     header, _, _, rl_s = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4])
-    assert dict(zip(header, rl_s, strict=True))["timesteps to nature's score, pong"] in ("0.50x", "0.51x")
+    assert dict(zip(header, rl_s, strict=True))["pong: timesteps needed"] in ("0.50x", "0.51x")
     assert not any("CPU" in name for name in header)
 
 
@@ -180,30 +181,45 @@ def test_unknown_reference_lists_the_known():
 def test_curves_are_never_extrapolated():
     late = RaceRun("pong", "a", 0, np.array([[5.0, 1, 1, 0], [20, 2, 2, 1]]))
     early = RaceRun("pong", "a", 1, np.array([[0.0, 1, 1, 0], [10, 2, 2, 1]]))
-    assert common_grid([late, early], "timesteps", 3).tolist() == [5, 7.5, 10]
+    assert common_grid([late, early], 3).tolist() == [5, 7.5, 10]
     after = RaceRun("pong", "a", 2, np.array([[11.0, 1, 1, 0], [12, 2, 2, 1]]))
     with pytest.raises(ValueError, match="ends at 10 timesteps, before another has its first score at 11"):
-        common_grid([early, after], "timesteps", 3)
+        common_grid([early, after], 3)
 
 
 def test_cost_to_reach_is_none_for_an_encoder_that_never_gets_there():
-    races = full_matrix(two_encoders(), "rl_s")
-    assert cost_to_reach(races, "nature", "pong", "cpu_seconds", "rl_s") is None
-    assert cost_to_reach_iqm(races, "nature", "cpu_seconds", "rl_s") is None
-    assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
+    of_rl_s, of_nature = (
+        in_whole_runs(full_matrix(two_encoders(), ref), "cpu_seconds", ref) for ref in ("rl_s", "nature")
+    )
+    assert cost_to_reach(of_rl_s, "nature", "pong", "cpu_seconds", "rl_s") is None
+    assert cost_to_reach_iqm(of_rl_s, "nature", "cpu_seconds", "rl_s") is None
+    assert cost_to_reach(of_nature, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
+
+
+def slowed(run, factor):
+    """The same run on a slower machine, or beside other work."""
+    return run.rescaled("cpu_seconds", factor)
 
 
 def test_seeds_may_have_run_on_machines_of_different_speed(config):
-    slow = [replace(run, points=run.points * [1, 1, 7, 1]) if run.seed == 1 else run for run in two_encoders()]
+    slow = [slowed(run, 7) if run.seed == 1 else run for run in two_encoders()]
     for runs in (two_encoders(), slow):
-        races = full_matrix(runs, "nature")
+        races = in_whole_runs(full_matrix(runs, "nature"), "cpu_seconds", "nature")
         assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
-        assert relative_speed(races, "rl_s", "cpu_seconds", "nature") == pytest.approx(2)
-        shares, mean = report.game_curve(
-            in_whole_runs(races, "cpu_seconds", "nature"), "rl_s", "pong", "cpu_seconds", config
-        )
+        assert cost_to_reach_iqm(races, "rl_s", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
+        assert relative_speed(races, "rl_s", "cpu_seconds") == pytest.approx(2)
+        shares, mean = report.game_curve(races, "rl_s", "pong", "cpu_seconds", config)
         assert shares == pytest.approx(np.linspace(0, 0.5, 5))
         assert normalised("pong", mean.point) == pytest.approx(np.linspace(0, 0.81, 5))
+
+
+def test_a_run_that_ends_early_on_the_clock_cuts_no_curve_short():
+    """One run of rl_s at a seventh of the price: the others reach the goal long after it has ended."""
+    fast = [slowed(run, 1 / 7) if (run.encoder, run.seed) == ("rl_s", 0) else run for run in two_encoders()]
+    races = in_whole_runs(full_matrix(fast, "nature"), "cpu_seconds", "nature")
+    mean_price = (1 / 7 + 1 + 1) / 3
+    assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25 * mean_price, abs=0.01)
+    assert cost_to_reach_iqm(races, "rl_s", "cpu_seconds", "nature") == pytest.approx(0.25 * mean_price, abs=0.01)
 
 
 def test_a_game_without_reference_scores_is_refused():
