@@ -23,7 +23,7 @@ from mnv4_rl.specs import (
 )
 
 PREFIX = "rl_s-"  # of every candidate's name
-# rl_s as it was during the study: its initial weights were chosen last, on Breakout.
+# rl_s as it was during the study: its initial weights were chosen last, on Breakout and Enduro.
 BASE = replace(
     get_spec("rl_s"),
     name=f"{PREFIX}as_drawn",
@@ -81,7 +81,7 @@ def blocks(first: BlockSpec = FUSED_21, second: BlockSpec = FUSED_11, *last: Blo
 
 
 def head(**kwargs: Any) -> dict[str, Any]:
-    """rl_s's head with changes."""
+    """The head of rl_s-as_drawn with changes."""
     return {"head": replace(BASE.head, **kwargs)}
 
 
@@ -102,7 +102,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         INITIAL,
         "filters sum to zero: blind to flat areas",
         {"static_gain": 1.0},
-        "in rl_s: Breakout's ball moves the features by 8 % of their length in place of 3 %",
+        "its filters are in rl_s: Breakout's ball moves the features by 8 % of their length in place of 3 %",
     ),
     (
         "static_0.1",
@@ -116,7 +116,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         INITIAL,
         "and convolutions stored with weights of one size (0.06)",
         {"static_gain": 0.1, "weight_rms": 0.06},
-        "in rl_s: a wrong start is soon unlearnt; without it Adam hardly moves the stem",
+        "its equal sizes are in rl_s: a wrong start is soon unlearnt; without it Adam hardly moves the stem",
     ),
     (
         "static_0.1_equal_0.03",
@@ -130,7 +130,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         INITIAL,
         "0.3 of what stands still, size 0.06",
         MOVING,
-        "sooner on Breakout than 0.1, but PPO's updates are five times NatureCNN's in KL divergence",
+        "in rl_s: sooner on Breakout than 0.1, but PPO's updates are five times NatureCNN's in KL divergence",
     ),
     (
         "gain_0.3",
@@ -172,7 +172,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         INITIAL,
         "features 0.03 times as large",
         MOVING | head(gain=0.03),
-        "updates as small as NatureCNN's, a little later than 0.1",
+        "updates as small as NatureCNN's, a little later than 0.1 on Breakout, much later on Catch",
     ),
     (
         "equal_0.1",
@@ -231,7 +231,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         EARLY,
         "IB in place of the FusedIB at 11x11",
         blocks(FUSED_21, uib(48, 128, middle=3, stride=2)),
-        "soonest half-way on Catch, level in the end, a seventh slower; to race with more seeds",
+        "soonest of the blocks half-way on Catch, level in the end, a seventh slower; to race with more seeds",
     ),
     (
         "extradw_11",
@@ -336,7 +336,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         NORM,
         "GroupNorm after every convolution",
         {"norm": "group", "inner_norm": "group"},
-        "best on Catch and Pong together, a tenth slower, 1.5 times the bytes; next to race with more seeds",
+        "best on Catch and Pong with weights as drawn, a tenth slower, 1.5 times the bytes; next to race with more seeds",
     ),
     ("silu", SHAPE, "SiLU in the blocks", {"activation": "silu"}, "a tie on Catch, a fifth more bytes"),
     ("gelu", SHAPE, "GELU in the blocks", {"activation": "gelu"}, "out: slower, later"),

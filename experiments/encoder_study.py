@@ -168,8 +168,13 @@ def clone_promising(config: StudyConfig) -> None:
 
 
 def race_promising(config: StudyConfig) -> None:
-    """Race the promising candidates, by the command everybody uses."""
-    flags = ["--name", NAME, "--games", RACE_GAME, "--encoders", *config.promising, "--seeds", str(config.seed)]
+    """Race the promising candidates, by the command everybody uses; not those of the study's other races."""
+    others = [path for path in race_files(config) if path.name != f"race_{NAME}.csv"]
+    raced = {run.encoder for run in read_races(others) if (run.game, run.seed) == (RACE_GAME, config.seed)}
+    encoders = [name for name in config.promising if name not in raced]
+    if not encoders:
+        return
+    flags = ["--name", NAME, "--games", RACE_GAME, "--encoders", *encoders, "--seeds", str(config.seed)]
     flags += ["--total-timesteps", str(config.total_timesteps)]
     flags += ["--jobs", str(config.jobs), "--threads", str(config.threads)]
     race.main([*flags, "--race-dir", str(config.race_dir), "--results-dir", str(config.results_dir)])
@@ -204,11 +209,15 @@ class Measured(NamedTuple):
     runs: list[RaceRun]
 
 
+def race_files(config: StudyConfig) -> list[Path]:
+    """CSVs of all races whose runs the study shows."""
+    return sorted([*config.results_dir.glob(f"race_{NAME}*.csv"), *config.results_dir.glob(REFERENCE_RACE)])
+
+
 def read_measured(config: StudyConfig) -> Measured:
     """What the other steps wrote."""
-    races = sorted([*config.results_dir.glob(f"race_{NAME}*.csv"), *config.results_dir.glob(REFERENCE_RACE)])
     costs, catch, cloned = (read_rows(config.path(f"_{what}.csv")) for what in ("costs", "catch", "clone"))
-    return Measured(costs, catch, cloned, read_races(races))
+    return Measured(costs, catch, cloned, read_races(race_files(config)))
 
 
 def columns(name: str, measured: Measured, seed: int) -> dict[str, Any]:
@@ -247,9 +256,9 @@ HEADINGS = (
 LEGEND = """Params, MMACs and bytes saved for backward (kB) of one 4x84x84 image. Train and forward 8: images a second
 over NatureCNN's in the same round, forward and backward at batch 256 and forward at batch 8, fp32, median
 of 7 rounds. Catch: mean return of the last 20 training episodes after so many steps of
-`experiments/custom_env.py` (10 is the most, 2.4 chance), one seed. Cloned: how much of what a published agent's
+`experiments/custom_env.py` (10 is the most, 2.3 chance), one seed. Cloned: how much of what a published agent's
 policy depends on was copied after 160 steps of PPO's Adam (1 all of it, 0 its mean, below 0 not even that), one
-seed; `encoder_study_clone.csv` names the agents, those of commit 26316a0.
+seed; `encoder_study_clone.csv` names the agents, those of commit cecd0b6.
 Pong, Breakout and Enduro: mean raw score of the last 100 training games after so many agent steps of
 `experiments/atari_ppo.py` (Pong -21 to 21, Breakout 1.7 and Enduro 0 by chance), one seed, so small
 differences mean nothing. Empty: not run. Made by `python experiments/encoder_study.py`, from what

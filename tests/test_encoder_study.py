@@ -106,6 +106,18 @@ def test_clone_copies_only_for_who_is_missing(few, tmp_path, monkeypatch):
     assert new["pong_agent"] == "pong__ppo__nature__s0"
 
 
+def test_who_ran_in_another_race_of_the_study_is_not_raced_again(tmp_path, monkeypatch):
+    runs = [RaceRun("pong", "nature", 0, np.zeros((2, 4))), RaceRun("pong", "rl_s-gap", 1, np.zeros((2, 4)))]
+    write_race(tmp_path / "race_atari.csv", runs, [])
+    raced = []
+    monkeypatch.setattr(encoder_study.race, "main", raced.append)
+    flags = ["--steps", "race", "--results-dir", str(tmp_path), "--promising", "nature"]
+    encoder_study.main([*flags, "rl_s-gap"])
+    assert raced[0][raced[0].index("--encoders") + 1 : raced[0].index("--seeds")] == ["rl_s-gap"]
+    encoder_study.main(flags)
+    assert len(raced) == 1
+
+
 def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     costs = ["# torch: 1", "model,task,parameters,macs,saved_bytes,ratio"]
     costs += [f"{m},{t},1000,2e6,3000,{r}" for m in ("rl_s", "rl_s-gap") for t, r in
