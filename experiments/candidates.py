@@ -336,7 +336,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
         NORM,
         "GroupNorm after every convolution",
         {"norm": "group", "inner_norm": "group"},
-        "best on Catch and Pong with weights as drawn, a tenth slower, 1.5 times the bytes; next to race with more seeds",
+        "best on Catch and Pong with weights as drawn, a tenth slower, 1.5 times the bytes; to race with more seeds",
     ),
     ("silu", SHAPE, "SiLU in the blocks", {"activation": "silu"}, "a tie on Catch, a fifth more bytes"),
     ("gelu", SHAPE, "GELU in the blocks", {"activation": "gelu"}, "out: slower, later"),
