@@ -1,5 +1,6 @@
-"""Every block of code in the README runs: Python as it stands, commands as they stand, both with tiny budgets."""
+"""README runs, Python and commands with tiny budgets; on every page the flags of commands and the links hold."""
 
+import importlib
 import os
 import re
 import shlex
@@ -8,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from experiments import model_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [line.split("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
 # What makes each documented command short; the flags override those in the README.
@@ -55,6 +58,25 @@ def test_command_runs_from_any_folder(command, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Parsed(Exception):
+    """Raised once a command's flags are read, before it does anything."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name + "/" + path.stem)
+def test_flags_of_every_command_on_a_page_are_known(page, monkeypatch):
+    read = tyro.cli
+
+    def read_and_stop(*args, **kwargs):
+        read(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(tyro, "cli", read_and_stop)
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for script, flags in re.findall(r"python experiments/(\w+)\.py ([^`#]*?)(?=[`#]|\npython )", text):
+        with pytest.raises(Parsed):
+            importlib.import_module(f"experiments.{script}").main(shlex.split(flags))
 
 
 def test_every_command_is_of_a_kind_that_is_checked():
