@@ -347,6 +347,8 @@ def summary(config: RaceConfig, n_runs: int, n_finished: int, failed: list[Run])
     """How many runs there are, where everything is, and how to report this race's part of the CSV."""
     chosen = {"encoders": config.encoders, "games": config.games, "seeds": config.seeds}
     flags = " ".join(f"--{flag} {' '.join(map(str, values))}" for flag, values in chosen.items())
+    if "nature" not in config.encoders:  # what report.py compares with by itself
+        flags += f" --reference {config.encoders[0]}"
     lines = [f"{n_finished} of {n_runs} runs finished"]
     lines += [f"failed       see {shown(run.log)}" for run in failed]
     lines.append(f"run folders  {shown(config.path)}")

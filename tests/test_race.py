@@ -84,9 +84,8 @@ def test_every_cell_runs_with_equal_settings_and_lands_in_one_csv(tmp_path, stan
     assert (best.clock("cpu_seconds") == 3 * best.clock("timesteps")).all()
     assert best.scores[-1] == pytest.approx(2.1 * 50)
     out = capsys.readouterr().out
-    assert (
-        "4 of 4 runs finished" in out and "race_r.csv --encoders nature rl_s --games pong --seeds 0 1 --name r" in out
-    )
+    assert "4 of 4 runs finished" in out
+    assert "race_r.csv --encoders nature rl_s --games pong --seeds 0 1 --name r" in out
 
 
 def test_csv_says_where_it_comes_from(tmp_path, stand_in):
@@ -99,12 +98,13 @@ def test_csv_says_where_it_comes_from(tmp_path, stand_in):
     assert next(csv.reader(lines[len(comments) :])) == list(COLUMNS)
 
 
-def test_a_race_grows_by_what_its_csv_lacks(tmp_path, stand_in):
+def test_a_race_grows_by_what_its_csv_lacks(tmp_path, stand_in, capsys):
     csv_file = tmp_path / "results" / "race_r.csv"
     race.main(flags(tmp_path, "--seeds", "1"))
     first = {run.name: run.points.tolist() for run in read_races([csv_file])}
     shutil.rmtree(tmp_path / "races")  # the next runs train elsewhere
     race.main(flags(tmp_path, "--seeds", "1", "0", "--encoders", "rl_s", "--points", "5"))
+    assert "--encoders rl_s --games pong --seeds 1 0 --reference rl_s --name r" in capsys.readouterr().out
     runs = {run.name: run.points for run in read_races([csv_file])}
     assert list(runs) == ["pong__nature__s1", "pong__rl_s__s1", "pong__rl_s__s0"]
     assert runs["pong__nature__s1"].tolist() == first["pong__nature__s1"]
@@ -132,9 +132,7 @@ def test_a_csv_that_is_in_the_way_is_refused_before_anything_trains(text, messag
 
 
 def test_six_digits_of_a_csv_are_enough_to_add_to_it(tmp_path):
-    rows = [
-        f"pong,nature,0,{timesteps:.6g},1,1,1" for timesteps in (1024, 978 * 1024)
-    ]  # 1,001,472, kept as 1.00147e+06
+    rows = [f"pong,nature,0,{t:.6g},1,1,1" for t in (1024, 978 * 1024)]  # 1,001,472 is kept as 1.00147e+06
     (tmp_path / "race_r.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
     config = race.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
     race.check_csv(config)
