@@ -83,9 +83,7 @@ def test_every_command_is_of_a_kind_that_is_checked():
     assert all(c.startswith(("make ", "python ", "pip install -c constraints.txt ")) for c in COMMANDS if c)
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name + "/" + path.stem)
 def test_every_picture_and_every_link_leads_somewhere(page):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
