@@ -35,7 +35,7 @@ from agents.safe_files import make_folder
 from experiments.atari_run import N_ENVS, SEED, TIMESTEPS, check_device, shown
 from experiments.command import INTERRUPTED_CODE, check_file_name, parse, sigterm_as_interrupt, user_errors
 from experiments.publish import RESULTS, provenance, read_run
-from experiments.race_results import RaceRun, add_to_race, read_races
+from experiments.race_results import RaceRun, add_to_race, read_races, run_name
 from mnv4_rl.atari_games import resolve_game
 from mnv4_rl.performance import THREADS
 from mnv4_rl.specs import Interval, check_range, check_ranges
@@ -153,7 +153,7 @@ def plan(config: RaceConfig) -> list[Run]:
     runs = []
     for name, seed, encoder in itertools.product(config.games, config.seeds, config.encoders):
         game = resolve_game(name)
-        folder = config.path / f"{game}__{encoder}__s{seed}"
+        folder = config.path / run_name(game, encoder, seed)
         runs.append(Run(folder, {"game": game, "encoder": encoder, "seed": seed, **shared}))
     for run in runs:
         check_settings(run)
@@ -302,14 +302,14 @@ def collect(config: RaceConfig, runs: list[Run]) -> int:
     finished = [run for run in runs if run.finished()]
     if not finished:
         return 0
-    curves, sources = [], {f"race: {config.name}": None}
+    curves, sources = [], [f"race: {config.name}"]
     for run in finished:
         curve = read_run(run.folder, config.points)
         points = np.array([list(row.values()) for row in curve.rows])  # (n_points, columns of a curve)
         curves.append(RaceRun(run.settings["game"], run.settings["encoder"], run.settings["seed"], points))
-        sources |= dict.fromkeys(run_sources(run))
+        sources += run_sources(run)
     make_folder(config.results_dir)
-    add_to_race(config.csv, curves, list(sources))
+    add_to_race(config.csv, curves, sources)
     return len(finished)
 
 

@@ -32,6 +32,10 @@ class Races:
         """An encoder's runs on a game, a seed each."""
         return [self.runs[encoder, game, seed] for seed in self.seeds]
 
+    def all_of(self, encoder: str) -> list[RaceRun]:
+        """An encoder's runs on all games with all seeds."""
+        return [run for run in self.runs.values() if run.encoder == encoder]
+
     def matrix(self, encoder: str, value: Callable[[RaceRun], float | np.ndarray]) -> np.ndarray:
         """A value of each run of an encoder, (n_seeds, n_games) or, for values (n_points,), with these in front."""
         rows = [[value(self.runs[encoder, game, seed]) for game in self.games] for seed in self.seeds]
@@ -184,7 +188,7 @@ def normalised_curves(races: Races, encoder: str, clock: str, n_points: int = 10
     Returns:
         (n_points,), the mean over the runs, and (n_points, n_seeds, n_games).
     """
-    runs = [run for run in races.runs.values() if run.encoder == encoder]
+    runs = races.all_of(encoder)
     grid = common_grid(runs, n_points)
     curves = races.matrix(encoder, lambda run: normalised(run.game, scores_at(run, grid)))
     return mean_clock(runs, clock, grid), curves

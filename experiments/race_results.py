@@ -39,8 +39,8 @@ class RaceRun:
 
     @property
     def name(self) -> str:
-        """<game>__<encoder>__s<seed>, as its run folder is called."""
-        return f"{self.game}__{self.encoder}__s{self.seed}"
+        """See :func:`run_name`."""
+        return run_name(self.game, self.encoder, self.seed)
 
     def clock(self, name: str) -> np.ndarray:
         """(n_points,) values of a key of :data:`CLOCKS`, never falling."""
@@ -56,6 +56,11 @@ class RaceRun:
     def scores(self) -> np.ndarray:
         """(n_points,) mean raw scores of the last 100 games."""
         return self.points[:, SCORE]
+
+
+def run_name(game: str, encoder: str, seed: int) -> str:
+    """What a run's folder is called, and the comment lines about it begin with."""
+    return f"{game}__{encoder}__s{seed}"
 
 
 def write_race(path: Path, runs: Iterable[RaceRun], provenance: Iterable[str]) -> None:
@@ -76,7 +81,7 @@ def add_to_race(path: Path, runs: Sequence[RaceRun], provenance: Sequence[str]) 
     Args:
         path: A race's CSV, which need not be there.
         runs: The new runs.
-        provenance: Comment lines; those about one run begin with its name and a colon.
+        provenance: Comment lines, of which each is kept once; those about one run begin with its name and a colon.
 
     Raises:
         ValueError: If a file that is no race is in the way; it stays as it is.

@@ -127,10 +127,10 @@ def read_matrix(config: ReportConfig) -> Races:
     return full_matrix(runs, config.reference)
 
 
-def iqm_curve(races: Races, encoder: str, clock: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
-    """A clock and the interquartile mean with its interval at the same timesteps, (n_points,) each."""
-    grid, curves = normalised_curves(races, encoder, clock, config.n_points)
-    return grid, estimate(config, interquartile_mean, curves)
+def iqm_curve(races: Races, encoder: str, config: ReportConfig) -> tuple[np.ndarray, Estimate]:
+    """Timesteps and the interquartile mean at each with its interval, (n_points,) each."""
+    timesteps, curves = normalised_curves(races, encoder, "timesteps", config.n_points)
+    return timesteps, estimate(config, interquartile_mean, curves)
 
 
 def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> Estimate:
@@ -199,10 +199,11 @@ def game_curve(races: Races, encoder: str, game: str, clock: str, config: Report
 def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
     """Interquartile mean against each clock, with intervals."""
     figure, axes = plt.subplots(1, len(CLOCKS), figsize=(12, 4), sharey=True, layout="constrained")
+    curves = {encoder: iqm_curve(races, encoder, config) for encoder in races.encoders}  # the same on every clock
     for axis, clock in zip(axes, UNITS, strict=True):
         on_clock, label = for_averages(races, clock, config)
-        for encoder in races.encoders:
-            grid, iqm = iqm_curve(on_clock, encoder, clock, config)
+        for encoder, (timesteps, iqm) in curves.items():
+            grid = mean_clock(on_clock.all_of(encoder), clock, timesteps)
             axis.plot(grid, iqm.point, label=encoder)
             axis.fill_between(grid, iqm.low, iqm.high, alpha=0.2)
         label_axis(axis, label, "IQM of the human-normalised score" if clock == "timesteps" else "")
