@@ -11,9 +11,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.policies import PixelDQNPolicy
 from mnv4_rl.replay import AtariReplayBuffer
-from mnv4_rl.specs import Interval, check_choice, check_positive, check_ranges
 
 ALGOS = ("dqn", "qrdqn")
 _RANGES = {

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from torch import nn
 
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.baselines import ImpalaCNN, ImpoolaCNN
-from mnv4_rl.specs import NetworkSpec, did_you_mean
+from mnv4_rl.checks import did_you_mean
+from mnv4_rl.models.specs import NetworkSpec
 
 FEATURES_DIM = 512
 
@@ -68,3 +71,13 @@ def policy_kwargs(encoder: str, features_dim: int = FEATURES_DIM) -> dict[str, A
         "features_extractor_kwargs": {"features_dim": features_dim, **extractor_kwargs},
         "net_arch": [],
     }
+
+
+def encoder_of(model: BaseAlgorithm) -> nn.Module:
+    """The features extractor that chooses actions, whatever the algorithm."""
+    policy: Any = model.policy
+    for owner in (policy, getattr(policy, "q_net", None), getattr(policy, "quantile_net", None)):
+        extractor = getattr(owner, "features_extractor", None)
+        if extractor is not None:
+            return extractor
+    raise ValueError(f"{type(policy).__name__} has no features extractor that chooses actions.")

@@ -10,9 +10,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
+from mnv4_rl.checks import Interval, check_positive, check_ranges
 from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.replay import available_bytes
-from mnv4_rl.specs import Interval, check_positive, check_ranges
 
 _RANGES = {
     "n_steps": Interval(1),

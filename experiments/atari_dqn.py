@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from agents.dqn import DQNHyperparameters, build_dqn
-from experiments.atari_run import AtariConfig, run_atari
-from experiments.resuming import parse_run
+from experiments.cli.atari import AtariConfig, run_atari
+from experiments.cli.resuming import parse_run
 
 
 @dataclass(frozen=True, kw_only=True)

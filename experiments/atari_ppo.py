@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from agents.ppo import PPOHyperparameters, build_ppo, check_rollout
-from experiments.atari_run import AtariConfig, run_atari
-from experiments.resuming import parse_run
+from experiments.cli.atari import AtariConfig, run_atari
+from experiments.cli.resuming import parse_run
 
 
 @dataclass(frozen=True, kw_only=True)

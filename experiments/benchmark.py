@@ -17,25 +17,24 @@ from pathlib import Path
 from typing import Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch as th
 from tqdm import tqdm
 
 from agents.encoders import ENCODERS, policy_kwargs
-from agents.safe_files import make_folder
-from experiments import benchmark_encoders as encoders
-from experiments import benchmark_training as training
-from experiments.atari_run import N_ENVS, check_device, shown
-from experiments.benchmark_encoders import REFERENCE, TIMM_NAME, Group, Limits, measure_group
-from experiments.benchmark_report import draw, markdown
-from experiments.benchmark_training import Contender, Task, measure_task
-from experiments.command import INTERRUPTED_CODE, check_file_name, parse, user_errors
-from experiments.measuring import COLUMNS, Row, machine
+from experiments.benchmarking import encoders, training
+from experiments.benchmarking.encoders import REFERENCE, TIMM_NAME, Group, Limits, measure_group
+from experiments.benchmarking.measuring import COLUMNS, Row, machine
+from experiments.benchmarking.report import draw, markdown
+from experiments.benchmarking.training import Contender, Task, measure_task
+from experiments.cli.atari import N_ENVS, check_device, shown
+from experiments.cli.command import INTERRUPTED_CODE, check_file_name, parse, user_errors
 from experiments.publish import RESULTS
-from mnv4_rl.atari_games import resolve_game
+from mnv4_rl.atari.games import resolve_game
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.performance import THREADS, tune
-from mnv4_rl.specs import Interval, check_choice, check_positive, check_ranges
+from mnv4_rl.safe_files import make_folder
 
 Part = Literal["encoders", "end-to-end", "n-envs", "frames"]
 PARTS: tuple[Part, ...] = ("encoders", "end-to-end", "n-envs", "frames")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import gymnasium as gym
 import numpy as np
@@ -29,8 +29,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from mnv4_rl import MNV4Extractor, list_models
+from mnv4_rl.checks import Interval, check_ranges
+from mnv4_rl.models.specs import NetworkSpec
 from mnv4_rl.performance import THREADS, tune
-from mnv4_rl.specs import Interval, NetworkSpec, check_ranges
 
 SIZE = 64  # side of the picture in pixels
 CELL = 8  # side of a ball, and what a ball falls and the paddle moves in one step, in pixels
@@ -269,7 +270,7 @@ def require(*packages: str) -> None:
 def main(args: list[str] | None = None) -> list[Result]:
     """Train each encoder in turn and print the table."""
     require("tyro", "tqdm", "rich")
-    from experiments.command import parse, user_errors
+    from experiments.cli.command import parse, user_errors
 
     config = parse(Config, args)
     with user_errors():

@@ -6,8 +6,8 @@
     python experiments/encoder_study.py --steps clone    # the published agents, copied; half a minute each
     python experiments/encoder_study.py                  # the table, from the files of the other four
 
-The candidates are rows in ``experiments/candidates.py``. ``catch``, ``clone`` and ``race`` keep what is there and do
-the rest; ``--promising`` says whom the last two try.
+The candidates are rows in ``experiments/study/candidates.py``. ``catch``, ``clone`` and ``race`` keep what is
+there and do the rest; ``--promising`` says whom the last two try.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -28,19 +28,19 @@ from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm
 
 from agents.encoders import policy_kwargs
-from agents.safe_files import make_folder, write_csv, write_file
 from experiments import benchmark, race
-from experiments.atari_run import SEED, TIMESTEPS, shown
-from experiments.candidates import CANDIDATES, SPECS
-from experiments.cloning import clone, published_agent, record
-from experiments.command import parse, user_errors
+from experiments.benchmarking.measuring import machine
+from experiments.cli.atari import SEED, TIMESTEPS, shown
+from experiments.cli.command import parse, user_errors
 from experiments.custom_env import CatchEnv, build_agent
-from experiments.measuring import machine
 from experiments.publish import COLUMNS as CURVE_COLUMNS
 from experiments.publish import RESULTS, Curve, draw
-from experiments.race_results import RaceRun, read_races
+from experiments.racing.results import RaceRun, read_races
+from experiments.study.candidates import CANDIDATES, SPECS
+from experiments.study.cloning import clone, published_agent, record
+from mnv4_rl.checks import Interval, check_choice, check_ranges
 from mnv4_rl.performance import THREADS, tune
-from mnv4_rl.specs import Interval, check_choice, check_ranges
+from mnv4_rl.safe_files import make_folder, write_csv, write_file
 
 Step = Literal["time", "catch", "clone", "race", "table"]
 STEPS: tuple[Step, ...] = ("time", "catch", "clone", "race", "table")

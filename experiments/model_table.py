@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch as th
 
-from mnv4_rl.complexity import Complexity, measure
-from mnv4_rl.models import create_model, list_models
-from mnv4_rl.registry import get_spec
+from mnv4_rl import create_model
+from mnv4_rl.models.complexity import Complexity, measure
+from mnv4_rl.models.registry import get_spec, list_models
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- models: begin -->\n", "<!-- models: end -->\n"

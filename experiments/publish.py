@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from agents.run_folder import read_config, replayable_command
-from agents.safe_files import make_folder
-from experiments.command import check_file_name, parse, user_errors
-from mnv4_rl.specs import check_positive
+from agents.runs.folder import read_config, replayable_command
+from experiments.cli.command import check_file_name, parse, user_errors
+from mnv4_rl.checks import check_positive
+from mnv4_rl.safe_files import make_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 AGENTS = RESULTS / "agents"  # a folder for each published agent

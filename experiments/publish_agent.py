@@ -2,7 +2,7 @@
 
 python experiments/publish_agent.py --run runs/pong__ppo__rl_s__s0
 
-agent/           weights as safetensors, and how to rebuild the agent as JSON; see agents/checkpoint.py
+agent/           weights as safetensors, and how to rebuild the agent as JSON; see agents/agent_files.py
 config.yml       settings of its training
 evaluation.json  raw scores of whole games
 play.gif         the first game's first seconds
@@ -19,26 +19,27 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.checkpoint import load_agent, newest_checkpoint, save_agent
-from agents.evaluate import Evaluation, evaluate
-from agents.evaluation_log import record_clip
-from agents.protocols import make_protocol_env
-from agents.run_folder import KEPT_AGENT, read_config
-from agents.safe_files import make_folder, write_file
-from agents.video import gif
-from experiments.atari_run import N_ENVS, SEED, shown
-from experiments.command import parse, user_errors
+from agents.agent_files import load_agent, save_agent
+from agents.play.evaluate import Evaluation, evaluate
+from agents.play.protocols import make_protocol_env
+from agents.play.video import gif
+from agents.runs.checkpoints import newest_checkpoint
+from agents.runs.evaluation_log import record_clip
+from agents.runs.folder import KEPT_AGENT, read_config
+from experiments.cli.atari import N_ENVS, SEED, shown
+from experiments.cli.command import parse, user_errors
 from experiments.publish import AGENTS, label_of, provenance
 from mnv4_rl.atari import make_atari_env
-from mnv4_rl.atari_options import PROTOCOLS
-from mnv4_rl.atari_scores import REFERENCE_SCORES, human_normalised
+from mnv4_rl.atari.options import PROTOCOLS
+from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
+from mnv4_rl.checks import check_positive, check_ranges
 from mnv4_rl.performance import THREADS, tune
-from mnv4_rl.specs import check_positive, check_ranges
+from mnv4_rl.safe_files import make_folder, write_file
 
 PROTOCOL = "sb3"
 FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
@@ -159,7 +160,7 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
     return (
         f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n{table}\n\n"
         f"Watch it: `python experiments/watch.py {place}`. In code: "
-        f'`agents.checkpoint.load_agent("{place / KEPT_AGENT}")`. '
+        f'`agents.agent_files.load_agent("{place / KEPT_AGENT}")`. '
         "One run of one seed: another seed may score otherwise.\n"
     )
 

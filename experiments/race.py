@@ -22,23 +22,23 @@ from pathlib import Path
 from typing import IO, Any
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from tqdm import tqdm
 
-from agents.checkpoint import newest_checkpoint
 from agents.encoders import policy_kwargs
 from agents.ppo import PPOHyperparameters, check_rollout
-from agents.run_folder import read_config
-from agents.safe_files import make_folder
-from experiments.atari_run import N_ENVS, SEED, TIMESTEPS, check_device, shown
-from experiments.command import INTERRUPTED_CODE, check_file_name, parse, sigterm_as_interrupt, user_errors
+from agents.runs.checkpoints import newest_checkpoint
+from agents.runs.folder import read_config
+from experiments.cli.atari import N_ENVS, SEED, TIMESTEPS, check_device, shown
+from experiments.cli.command import INTERRUPTED_CODE, check_file_name, parse, sigterm_as_interrupt, user_errors
 from experiments.publish import RESULTS, provenance, read_run
-from experiments.race_results import RaceRun, add_to_race, read_races, run_name
-from mnv4_rl.atari_games import resolve_game
+from experiments.racing.results import RaceRun, add_to_race, read_races, run_name
+from mnv4_rl.atari.games import resolve_game
+from mnv4_rl.checks import Interval, check_range, check_ranges
 from mnv4_rl.performance import THREADS
-from mnv4_rl.specs import Interval, check_range, check_ranges
+from mnv4_rl.safe_files import make_folder
 
 FAILED_CODE = 1
 _RANGES = {

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import matplotlib
 import numpy as np
@@ -30,12 +30,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from agents.safe_files import make_folder
-from experiments.atari_run import SEED, shown
-from experiments.command import check_file_name, parse, user_errors
+from experiments.cli.atari import SEED, shown
+from experiments.cli.command import check_file_name, parse, user_errors
 from experiments.publish import RESULTS
-from experiments.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
-from experiments.race_matrix import (
+from experiments.racing.estimates import (
+    Estimate,
+    bootstrap,
+    interquartile_mean,
+    mean_over_runs,
+    probability_of_improvement,
+)
+from experiments.racing.matrix import (
     Races,
     common_grid,
     cost_to_reach,
@@ -51,16 +56,11 @@ from experiments.race_matrix import (
     relative_speed,
     scores_at,
 )
-from experiments.race_results import CLOCKS, read_races
-from experiments.statistics import (
-    Estimate,
-    bootstrap,
-    interquartile_mean,
-    mean_over_runs,
-    probability_of_improvement,
-)
-from mnv4_rl.atari_games import resolve_game
-from mnv4_rl.specs import check_positive, check_range
+from experiments.racing.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
+from experiments.racing.results import CLOCKS, read_races
+from mnv4_rl.atari.games import resolve_game
+from mnv4_rl.checks import check_positive, check_range
+from mnv4_rl.safe_files import make_folder
 
 Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
 UNITS: dict[Clock, str] = {"timesteps": "timesteps", "wall_seconds": "wall time", "cpu_seconds": "CPU time"}

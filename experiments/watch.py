@@ -12,23 +12,23 @@ from itertools import count
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import tyro
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.evaluate import Evaluation, evaluate
-from agents.loading import TrainedRun, load_run
-from agents.protocols import make_protocol_env
-from agents.safe_files import write_file
-from agents.saliency import SaliencyOverlay
-from agents.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
-from experiments.atari_run import SEED
-from experiments.command import INTERRUPTED_CODE, parse, user_errors
-from mnv4_rl.atari_options import PROTOCOLS, options_of
-from mnv4_rl.atari_scores import REFERENCE_SCORES, human_normalised
-from mnv4_rl.specs import check_positive, check_range
+from agents.play.evaluate import Evaluation, evaluate
+from agents.play.protocols import make_protocol_env
+from agents.play.saliency import SaliencyOverlay
+from agents.play.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
+from agents.runs.loading import TrainedRun, load_run
+from experiments.cli.atari import SEED
+from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from mnv4_rl.atari.options import PROTOCOLS, options_of
+from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
+from mnv4_rl.checks import check_positive, check_range
+from mnv4_rl.safe_files import write_file
 
 GIF_SECONDS = 20
 GIF_BYTES = 2_000_000  # what a README can carry

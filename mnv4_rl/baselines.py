@@ -13,9 +13,9 @@ import gymnasium as gym
 import torch as th
 from torch import Tensor, nn
 
+from mnv4_rl.checks import check_positive
 from mnv4_rl.extractors import ImageExtractor
-from mnv4_rl.layers import MAX_BYTE
-from mnv4_rl.specs import check_positive
+from mnv4_rl.models.layers import MAX_BYTE
 
 IMPALA_CHANNELS = (16, 32, 32)
 

@@ -21,11 +21,12 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from mnv4_rl.network import Network, build
-from mnv4_rl.pretrained import PretrainedWeights, freeze_trunk
-from mnv4_rl.registry import get_spec
-from mnv4_rl.specs import GridHeadSpec, NetworkSpec, check_positive
-from mnv4_rl.weight_files import Pretrained
+from mnv4_rl.checks import check_positive
+from mnv4_rl.models.network import Network, build
+from mnv4_rl.models.registry import get_spec
+from mnv4_rl.models.specs import GridHeadSpec, NetworkSpec
+from mnv4_rl.weights.files import Pretrained
+from mnv4_rl.weights.pretrained import PretrainedWeights, freeze_trunk
 
 MAX_NORMALIZED = 1.0
 
@@ -132,7 +133,7 @@ class MNV4Extractor(ImageExtractor):
     Args:
         observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
         features_dim: Width of the features, at least 1.
-        variant: Any name of :func:`mnv4_rl.list_models`, or a :class:`mnv4_rl.specs.NetworkSpec` of your own.
+        variant: Any name of :func:`mnv4_rl.list_models`, or a :class:`mnv4_rl.models.specs.NetworkSpec` of your own.
         normalized_image: Trust that a float image is scaled, whatever its bounds.
         channels_last: Whether the image is (H, W, C) when it arrives here; None decides as SB3 does, by the smallest
             axis. SB3 itself moves the channels of uint8 images to the front.

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 import torch as th
 from torch import nn
 
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_range
 from mnv4_rl.extractors import ImageExtractor
 from mnv4_rl.policies import PixelModel
-from mnv4_rl.specs import Interval, check_choice, check_positive, check_range
 
 THREADS = Interval(1, 1024)  # far past any use; PyTorch tries to start as many as it is told
 PRECISIONS: dict[str, th.dtype | None] = {"fp32": None, "bf16": th.bfloat16}

@@ -1,6 +1,7 @@
 """Pinned numbers: ``make golden`` (``python -m tests.golden_numbers``) rewrites them; read the diff before committing.
 
-``tests/golden/complexity.json`` holds, for every registered variant, what :func:`mnv4_rl.complexity.measure` says.
+``tests/golden/complexity.json`` holds, for every registered variant, what :func:`mnv4_rl.models.complexity.measure`
+says.
 """
 
 import json
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import torch as th
 
-from mnv4_rl.complexity import measure
-from mnv4_rl.models import create_model, list_models
-from mnv4_rl.registry import get_spec
+from mnv4_rl import create_model
+from mnv4_rl.models.complexity import measure
+from mnv4_rl.models.registry import get_spec, list_models
 
 COMPLEXITY = Path(__file__).parent / "golden" / "complexity.json"
 ATARI_SIZE = 84

@@ -6,9 +6,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from agents.callbacks import EnvTimer
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.callbacks import EnvTimer
 
 EPISODE = 8
 

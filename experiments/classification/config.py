@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from experiments.atari_run import plain
 from experiments.classification.recipes import Overrides, Recipe
 from experiments.classification.sources import OnCorrupt
+from experiments.cli.atari import plain
 
 
 @dataclass(frozen=True, kw_only=True)

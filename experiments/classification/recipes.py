@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass, replace
 
-from mnv4_rl.specs import Interval, check_ranges, did_you_mean
+from mnv4_rl.checks import Interval, check_ranges, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)

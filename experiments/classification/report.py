@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from agents.safe_files import write_csv, write_file
 from experiments.classification.training import Evaluation
+from mnv4_rl.safe_files import write_csv, write_file
 
 MAX_NUMBERED_CLASSES = 20
 MAX_NAMED_CLASSES = 50

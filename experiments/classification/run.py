@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agents.run_folder import RunFolder
-from agents.safe_files import write_csv, write_file
+from agents.runs.folder import RunFolder
 from experiments.classification.augment import augment_images
 from experiments.classification.training import Evaluation, Trainer
+from mnv4_rl.safe_files import write_csv, write_file
 
 Row = dict[str, float]
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch as th
 
-from agents.run_folder import RunFolder, replayable_command
-from experiments.atari_run import SEED, shown
+from agents.runs.folder import RunFolder, replayable_command
 from experiments.classification.config import OF_THE_SESSION, ClassifyConfig, check_only_session, read_config, to_yaml
 from experiments.classification.images import Dataset
 from experiments.classification.recipes import Recipe, get_recipe
@@ -20,9 +19,10 @@ from experiments.classification.report import accuracy_text, wilson_interval
 from experiments.classification.run import ClassificationRun
 from experiments.classification.sources import load_dataset
 from experiments.classification.training import Evaluation, Trainer
-from mnv4_rl.models import create_model
-from mnv4_rl.registry import get_spec
-from mnv4_rl.specs import check_positive, check_range
+from experiments.cli.atari import SEED, shown
+from mnv4_rl import create_model
+from mnv4_rl.checks import check_positive, check_range
+from mnv4_rl.models.registry import get_spec
 
 
 def start(config: ClassifyConfig) -> tuple[ClassifyConfig, ClassificationRun]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from experiments.classification.augment import augment_images, mix
 from experiments.classification.images import Dataset, Images
 from experiments.classification.recipes import Recipe
-from mnv4_rl.network import Network, set_drop_path
+from mnv4_rl.models.network import Network, set_drop_path
 
 EVALUATION_BATCH = 256
 

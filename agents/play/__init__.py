@@ -1,0 +1,1 @@
+"""What a trained agent is good for: whole games, scores, pictures."""

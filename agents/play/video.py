@@ -1,0 +1,246 @@
+"""The console's screen: beside an agent's observations, in an mp4, in a GIF, in a window."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import numpy as np
+from ale_py import roms
+from PIL import Image
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from mnv4_rl.atari import AtariVecEnv
+
+VIDEO_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[video]"'
+FRAMES_PER_SECOND = 60  # of the emulator; the console's NTSC rate, rounded
+Sink = Callable[[np.ndarray], None]
+Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observation, screen -> screen
+SCALE = 2  # screen pixels to video pixels, in both directions
+
+
+class ScreenEnv(VecEnvWrapper):
+    """An Atari environment whose screens can be seen: ``get_images()`` gives them in colour and in full size.
+
+    ALE's vector interface hands out observations alone. A twin of the environment with the same seed and the same
+    actions plays the same games; its observations are the screen. A twin that drifts away is noticed and refused.
+
+    Args:
+        venv: The environment the agent plays in.
+        seed: Seed of its first environment.
+    """
+
+    def __init__(self, venv: AtariVecEnv, seed: int) -> None:
+        super().__init__(venv)
+        picture = replace(venv.options, grayscale=False, frame_stack=1, screen_size=screen_size(venv.game))
+        self._twin = AtariVecEnv(venv.game, venv.num_envs, options=picture)
+        self._screens: list[np.ndarray] = []
+        self.seed(seed)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the next ``reset`` of both."""
+        seeds = self.venv.seed(seed)
+        self._twin.seed(seeds[0])
+        return seeds
+
+    def reset(self) -> Any:
+        """Start a new game in every environment."""
+        self._screens = list(self._twin.reset())  # n_envs times (3, height, width)
+        return self.venv.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Start a step of both."""
+        self.venv.step_async(actions)
+        self._twin.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Finish the step of both.
+
+        Raises:
+            RuntimeError: If the twin does not play the same game any more.
+        """
+        observations, rewards, dones, infos = self.venv.step_wait()
+        screens, twin_rewards, twin_dones, twin_infos = self._twin.step_wait()
+        lives = [(info["lives"], twin["lives"]) for info, twin in zip(infos, twin_infos, strict=True)]
+        if (rewards != twin_rewards).any() or (dones != twin_dones).any() or any(a != b for a, b in lives):
+            raise RuntimeError("The screen shows another game than the agent plays; please report the seed and game.")
+        self._screens = [
+            info["terminal_observation"] if "episode" in info else screen
+            for screen, info in zip(screens, twin_infos, strict=True)
+        ]
+        return observations, rewards, dones, infos
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One (height, width, 3) uint8 RGB screen per environment; the last of the old game where one just ended."""
+        return [np.ascontiguousarray(screen.transpose(1, 2, 0)) for screen in self._screens]
+
+    def close(self) -> None:
+        """Close both."""
+        self._twin.close()
+        self.venv.close()
+
+
+class Show(VecEnvWrapper):
+    """Passes every screen of the first environment on, to a file or a window.
+
+    Args:
+        venv: Environment with ``get_images()``.
+        sinks: Each is called with every (height, width, 3) uint8 screen.
+        overlay: Draws onto a screen, given the observation that belongs to it.
+    """
+
+    def __init__(self, venv: VecEnv, sinks: Sequence[Sink], overlay: Overlay | None = None) -> None:
+        super().__init__(venv)
+        self._sinks, self._overlay = sinks, overlay
+
+    def reset(self) -> Any:
+        """Reset all environments."""
+        observations = self.venv.reset()
+        self._pass_on(observations[0])  # type: ignore[index]
+        return observations
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Finish a step."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        # At a game's end the screen is still the old game's, the observation the new one's.
+        own = infos[0]["terminal_observation"] if "episode" in infos[0] else observations[0]  # type: ignore[index]
+        self._pass_on(own)
+        return observations, rewards, dones, infos
+
+    def _pass_on(self, observation: np.ndarray) -> None:
+        screen = self.venv.get_images()[0]
+        if screen is None:
+            raise ValueError("The environment shows no screen; wrap it in agents.play.video.ScreenEnv.")
+        if self._overlay is not None:
+            screen = self._overlay(observation, screen)
+        for sink in self._sinks:
+            sink(screen)
+
+
+def screen_size(game: str) -> tuple[int, int]:
+    """(height, width) of a game's screen in pixels: (210, 160), a few games are taller."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # or every ROM greets on stderr
+    emulator = ale_py.ALEInterface()
+    emulator.loadROM(str(roms.get_rom_path(game)))
+    height, width = emulator.getScreenDims()
+    return height, width
+
+
+class Mp4Writer:
+    """Writes screens into an mp4 file (H.264, real time). The file appears under its name when it is complete.
+
+    Args:
+        path: The file.
+        frame_skip: Emulator frames from one screen to the next.
+
+    Raises:
+        ModuleNotFoundError: Without imageio and imageio-ffmpeg; the message has the install line.
+    """
+
+    def __init__(self, path: Path, frame_skip: int) -> None:
+        if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+            raise ModuleNotFoundError(
+                f"mp4 needs imageio and imageio-ffmpeg; install them with: {VIDEO_INSTALL_LINE} (a GIF needs neither)"
+            )
+        import imageio
+
+        self._path = path
+        self._part = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+        fps = FRAMES_PER_SECOND / frame_skip
+        # Twice 210 is no multiple of ffmpeg's usual 16, and would be stretched; H.264 needs even sides alone.
+        self._writer = imageio.get_writer(self._part, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
+
+    def add(self, screen: np.ndarray) -> None:
+        """Append one (height, width, 3) uint8 screen."""
+        self._writer.append_data(screen.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+        if self._part.exists():  # nothing was added, nothing is written
+            os.replace(self._part, self._path)
+
+
+def gif(screens: Sequence[np.ndarray], frame_skip: int, *, scale: int = SCALE, max_bytes: int | None = None) -> bytes:
+    """Screens as a GIF that plays in real time, up to its resolution of 10 ms a picture.
+
+    Args:
+        screens: (height, width, 3) uint8, at least one.
+        frame_skip: Emulator frames from one screen to the next.
+        scale: Screen pixels to GIF pixels, in both directions.
+        max_bytes: The later half is dropped until the file is no larger; None for no limit.
+
+    Raises:
+        ValueError: For no screens.
+    """
+    if not screens:
+        raise ValueError("A GIF needs at least one screen, got none.")
+    height, width, _ = screens[0].shape
+    size = (width * scale, height * scale)
+    # The console has 128 colours, a game's screen far fewer than 64; no dithering, which would not compress.
+    colours = [Image.fromarray(screen).quantize(64, dither=Image.Dither.NONE) for screen in screens]
+    pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in colours]
+    duration = 10 * max(2, round(100 * frame_skip / FRAMES_PER_SECOND))  # ms; viewers slow down anything under 20
+    while True:
+        file = io.BytesIO()
+        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+        if max_bytes is None or file.tell() <= max_bytes or len(pictures) == 1:
+            return file.getvalue()
+        pictures = pictures[: len(pictures) // 2]
+
+
+class Window:
+    """A window that shows screens in real time. Closing it ends the show, not the game.
+
+    Args:
+        title: Its title.
+        frame_skip: Emulator frames from one screen to the next.
+
+    Raises:
+        RuntimeError: Where no window can be opened, with the reason.
+    """
+
+    def __init__(self, title: str, frame_skip: int) -> None:
+        try:
+            import tkinter
+
+            from PIL import ImageTk
+
+            self._root: tkinter.Tk | None = tkinter.Tk()
+        except ImportError as error:  # some systems package it apart from Python
+            raise RuntimeError(f"Python has no tkinter here ({error})") from error
+        except tkinter.TclError as error:
+            raise RuntimeError(str(error)) from error
+        self._root.title(title)
+        self._root.protocol("WM_DELETE_WINDOW", self.close)
+        self._label = tkinter.Label(self._root)
+        self._label.pack()
+        self._photo = ImageTk.PhotoImage
+        self._pause = frame_skip / FRAMES_PER_SECOND  # seconds
+        self._due = time.perf_counter()
+
+    def add(self, screen: np.ndarray) -> None:
+        """Show one (height, width, 3) uint8 screen, not before its time."""
+        if self._root is None:
+            return
+        time.sleep(max(0.0, self._due - time.perf_counter()))
+        self._due = max(self._due, time.perf_counter() - self._pause) + self._pause
+        height, width, _ = screen.shape
+        picture = Image.fromarray(screen).resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
+        self._shown = self._photo(picture)  # Tk holds no reference of its own
+        self._label.configure(image=self._shown)
+        self._root.update()  # may run close()
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._root is not None:
+            self._root.destroy()
+            self._root = None

@@ -1,0 +1,109 @@
+"""Evaluations in TensorBoard: scores with their interval, and a short GIF of play. Keys: docs/tensorboard.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from agents.runs.callbacks import tensorboard_writers
+from agents.play.evaluate import Evaluation, evaluate, own_randomness
+from agents.play.video import ScreenEnv, Show, gif
+from mnv4_rl.atari import AtariVecEnv
+from mnv4_rl.atari.scores import human_normalised
+
+CLIP_TIMESTEPS = 150  # 10 seconds of play at 4 emulator frames each
+CLIP_BYTES = 1_000_000
+
+
+class PeriodicEvaluation(BaseCallback):
+    """Whole games every so many timesteps, between two rollouts; the training itself stays as it would be without.
+
+    There is none after the last rollout: the final model is evaluated anyway.
+
+    Args:
+        make_env: Makes the environment for the games.
+        n_games: Games of one evaluation.
+        every_timesteps: Agent timesteps between two evaluations.
+    """
+
+    def __init__(self, make_env: Callable[[], AtariVecEnv], n_games: int, every_timesteps: int) -> None:
+        super().__init__()
+        self._make_env, self._n_games, self._every = make_env, n_games, every_timesteps
+
+    def _on_training_start(self) -> None:
+        self._done = self.num_timesteps // self._every  # a resumed run goes on at the same marks
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps // self._every > self._done and self.num_timesteps < self.locals["total_timesteps"]:
+            self._done = self.num_timesteps // self._every
+            evaluate_and_log(self.model, self._make_env, self._n_games)
+
+
+def evaluate_and_log(model: BaseAlgorithm, make_env: Callable[[], AtariVecEnv], n_games: int) -> Evaluation:
+    """Play whole games, and write scores and a GIF of play at the model's timestep.
+
+    Args:
+        model: A model with a logger.
+        make_env: Makes the environment; it is closed afterwards.
+        n_games: Whole games.
+    """
+    env = make_env()
+    try:
+        evaluation = evaluate(model, env, n_games)
+        clip = record_clip(model, env, CLIP_TIMESTEPS)
+    finally:
+        env.close()
+    moving = gif(clip, env.options.frame_skip, scale=1, max_bytes=CLIP_BYTES)
+    for writer in tensorboard_writers(model):
+        for name, value in evaluation_scalars(evaluation, env.game).items():
+            writer.add_scalar(f"eval/{name}", value, model.num_timesteps)
+        _add_gif(writer, "eval/play", moving, clip[0].shape, model.num_timesteps)
+    return evaluation
+
+
+def evaluation_scalars(evaluation: Evaluation, game: str) -> dict[str, float]:
+    """Name -> value, without those that do not exist: the interval of one game, the scale of an unknown game."""
+    values = {
+        "mean_reward": evaluation.mean,
+        "low": evaluation.low,
+        "high": evaluation.high,
+        "human_normalised": human_normalised(game, evaluation.mean),
+    }
+    return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
+
+
+def record_clip(model: BaseAlgorithm, env: AtariVecEnv, n_timesteps: int, seed: int = 0) -> list[np.ndarray]:
+    """The first screens of a game, as the model plays it now.
+
+    Args:
+        model: The agent.
+        env: Its environment, which is reset; the first game is shown.
+        n_timesteps: Agent timesteps.
+        seed: Seed of the game and of sampled actions.
+
+    Returns:
+        ``n_timesteps + 1`` screens, (height, width, 3) uint8.
+    """
+    screens: list[np.ndarray] = []
+    show = Show(ScreenEnv(env, seed), [screens.append])
+    with own_randomness(model, seed):
+        observations: Any = show.reset()
+        for _ in range(n_timesteps):
+            actions, _ = model.predict(observations)
+            observations, _, _, _ = show.step(actions)
+    return screens
+
+
+def _add_gif(writer: Any, tag: str, data: bytes, shape: tuple[int, ...], timestep: int) -> None:
+    """An image summary may hold a GIF; PyTorch's add_video needs a moviepy older than 2 for the same bytes."""
+    image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=data)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), timestep)

@@ -1,0 +1,86 @@
+"""Stop a run whose numbers are no longer numbers, before it overwrites anything good."""
+
+from __future__ import annotations
+
+import math
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.encoders import encoder_of
+
+
+class NonFiniteError(ValueError):
+    """A loss or a weight is NaN or infinite."""
+
+
+class FiniteGuard(BaseCallback):
+    """Looks at the losses after every update, and at the weights every so often.
+
+    A weight that is NaN makes the next loss NaN; looking at the losses alone is enough between two checkpoints, which
+    check every weight.
+
+    Args:
+        every_timesteps: Agent timesteps between two looks at the weights.
+    """
+
+    def __init__(self, every_timesteps: int = 1_000) -> None:
+        super().__init__()
+        self._every = every_timesteps
+        self._next = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        check_losses(self.model)
+        if self.num_timesteps >= self._next:
+            self._next = self.num_timesteps + self._every
+            check_finite(self.model)
+
+    def _on_training_end(self) -> None:
+        check_losses(self.model)
+        check_finite(self.model)
+
+
+def check_losses(model: BaseAlgorithm) -> None:
+    """Raise if the last update logged a loss that is not finite.
+
+    Raises:
+        NonFiniteError: Naming the loss, its value and the timestep.
+    """
+    for name, value in model.logger.name_to_value.items():
+        if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
+            raise NonFiniteError(f"{name} is {value} at timestep {model.num_timesteps:,}.")
+
+
+@th.no_grad()
+def check_features(model: BaseAlgorithm) -> None:
+    """Raise if the encoder's features of the newest observations are not finite: weights can be so large.
+
+    Raises:
+        NonFiniteError: With the timestep.
+    """
+    tensor = model.policy.obs_to_tensor(model._last_obs)[0]  # type: ignore[arg-type]
+    if not bool(model.policy.extract_features(tensor, encoder_of(model)).isfinite().all()):  # type: ignore[arg-type]
+        raise NonFiniteError(f"the encoder's features are NaN or infinite at timestep {model.num_timesteps:,}.")
+
+
+def check_finite(model: BaseAlgorithm) -> None:
+    """Raise if a weight is not finite.
+
+    Raises:
+        NonFiniteError: Naming the first such weight, how many of its values are bad, and the timestep.
+    """
+    parameters = dict(model.policy.named_parameters())
+    # One number for all: a single transfer from a GPU.
+    if not parameters or bool(th.stack([p.detach().isfinite().all() for p in parameters.values()]).all()):
+        return
+    for name, parameter in parameters.items():
+        bad = int((~parameter.detach().isfinite()).sum())
+        if bad:
+            raise NonFiniteError(
+                f"{bad:,} of {parameter.numel():,} values of the weight policy.{name} are NaN or infinite at timestep "
+                f"{model.num_timesteps:,}."
+            )

@@ -1,0 +1,89 @@
+"""Bring the agent of a run folder back. Nothing in its files is executed: weights are data, the rest is rebuilt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.agent_files import load_agent, load_zip_weights
+from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
+from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.checkpoints import newest_checkpoint
+from agents.runs.folder import KEPT_AGENT, read_config
+from mnv4_rl.atari import make_atari_env
+from mnv4_rl.atari.games import resolve_game
+from mnv4_rl.checks import check_choice
+
+_REQUIRED = ("algo", "game", "encoder")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The agent of a run folder.
+
+    Attributes:
+        model: The agent.
+        game: Rom id of the game it was trained on.
+        algo: Name of its algorithm.
+        encoder: Name of its encoder.
+    """
+
+    model: BaseAlgorithm
+    game: str
+    algo: str
+    encoder: str
+
+
+def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
+    """Load the agent of a run folder: the final one, or that of the newest checkpoint while there is no final one.
+
+    Args:
+        run_dir: A folder that a training command wrote, or one of a published agent.
+        device: Where the agent goes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ValueError: There is no run, no agent in it yet, its config is not one of ours, or the weights do not fit it.
+    """
+    config = read_config(run_dir)
+    missing = [key for key in _REQUIRED if not isinstance(config.get(key), str)]
+    if missing:
+        raise ValueError(f"{run_dir}/config.yml is not the config of an Atari run: no {', '.join(missing)}.")
+    check_choice("algo", config["algo"], ("ppo", *ALGOS))
+    game = resolve_game(config["game"])
+    final, checkpoint = run_dir / "model.zip", newest_checkpoint(run_dir)
+    if final.exists():
+        model = _build(config, game, device)
+        load_zip_weights(model, final)
+    elif checkpoint is not None:
+        model = load_agent(checkpoint, device=device)
+    elif (run_dir / KEPT_AGENT).is_dir():
+        model = load_agent(run_dir / KEPT_AGENT, device=device)
+    else:
+        raise ValueError(
+            f"{run_dir} has neither model.zip nor a sound checkpoint; if it is training, wait for its first one."
+        )
+    if config["algo"] in ALGOS:
+        _keep_exploring(model, config)
+    return TrainedRun(model, game, config["algo"], config["encoder"])
+
+
+def _build(config: dict[str, Any], game: str, device: str) -> BaseAlgorithm:
+    env = make_atari_env(game, 1)
+    try:
+        if config["algo"] == "ppo":
+            h = PPOHyperparameters(batch_size=128)  # one environment's rollout; SB3 warns of larger ones
+            return build_ppo(env, config["encoder"], total_timesteps=1, hyperparameters=h, device=device)
+        no_replay = DQNHyperparameters(buffer_size=64)  # an agent that only plays needs none
+        return build_dqn(env, config["encoder"], algo=config["algo"], hyperparameters=no_replay, device=device)
+    finally:
+        env.close()
+
+
+def _keep_exploring(model: Any, config: dict[str, Any]) -> None:
+    """Give DQN the share of random actions it was trained to end with; a model built anew has none."""
+    settings = config.get("dqn")
+    final = settings.get("exploration_final_eps") if isinstance(settings, dict) else None
+    model.exploration_rate = DQNHyperparameters.exploration_final_eps if final is None else float(final)

@@ -1,0 +1,162 @@
+"""The callbacks that let a run survive: checkpoints while it trains, a clean stop, and going on where it stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event
+from types import FrameType
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents import agent_format
+from agents.runs.callbacks import tensorboard_writers
+from agents.runs.checkpoints import prune_checkpoints, write_checkpoint
+from agents.runs.guards import check_features
+from agents.runs.folder import RunFolder
+from agents.runs.state import Clock, State, capture, restore_counters, restore_session
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """When to write checkpoints.
+
+    Attributes:
+        every_timesteps: Agent timesteps between two; 0 writes one only when the run stops.
+        keep: How many of the newest to keep, at least 1.
+        with_replay: Whether an off-policy algorithm's replay buffer goes into them.
+    """
+
+    every_timesteps: int = 50_000
+    keep: int = 3
+    with_replay: bool = False
+
+
+class Checkpoints(BaseCallback):
+    """Writes checkpoints at the first start of a rollout after each interval, and ends training when asked to stop.
+
+    Between an update and the next rollout nothing is half done. A stop in the middle of a rollout gives that rollout
+    up: the checkpoint holds the weights, which have not changed since, and the counters of the rollout's start.
+
+    Args:
+        run: The run's folder.
+        plan: When to write.
+        clock: Seconds of the whole run.
+        stop: Set from outside to end training.
+        resumed: Training state of the checkpoint this session goes on from, None for a new run.
+
+    Attributes:
+        gave_up_rollout: Whether training ended in the middle of a rollout because it was asked to.
+    """
+
+    def __init__(
+        self, run: RunFolder, plan: CheckpointPlan, clock: Clock, stop: Event, resumed: State | None = None
+    ) -> None:
+        super().__init__()
+        self._run, self._plan, self._clock, self._stop, self._resumed = run, plan, clock, stop, resumed
+        self._state: State = {}
+        self._written_at = -1
+        self.gave_up_rollout = False
+
+    def _on_training_start(self) -> None:
+        # The settings as built: a callback may hold some back for a while.
+        self._description: dict[str, Any] = agent_format.describe(self.model)
+        if self._resumed is not None:
+            restore_session(self.model, self._resumed)
+            self._written_at = self.num_timesteps
+            # SB3's time_elapsed and fps are then of the whole run.
+            self.model.start_time -= int(self._clock.wall_seconds * 1e9)
+            self.model._num_timesteps_at_start = 0
+        self._next = self.num_timesteps + self._plan.every_timesteps
+
+    def _on_rollout_start(self) -> None:
+        self.remember()
+        if self._plan.every_timesteps and self.num_timesteps >= self._next:
+            self._next = self.num_timesteps + self._plan.every_timesteps
+            self.write()
+
+    def _on_step(self) -> bool:
+        self.gave_up_rollout = self._stop.is_set()
+        return not self.gave_up_rollout
+
+    def give_back(self) -> None:
+        """Set the model's counters back to the remembered state, which its weights belong to."""
+        restore_counters(self.model, self._state)
+
+    def remember(self) -> None:
+        """Take this moment as the state to go on from; nothing may be half done."""
+        self._state = capture(self.model, self._clock)
+        monitor = self._run.monitor
+        self._state["monitor_bytes"] = monitor.stat().st_size if monitor.exists() else 0
+
+    def write(self) -> None:
+        """Write the remembered state; a write that fails is told, and leaves the run and older checkpoints alone."""
+        timesteps = self._state["counters"]["num_timesteps"]
+        if timesteps == self._written_at:
+            return
+        check_features(self.model)
+        try:
+            for writer in tensorboard_writers(self.model):
+                writer.flush()  # what a killed process had not written would be a gap
+            write_checkpoint(self.model, self._run.path, self._state, self._description, self._plan.with_replay)
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint at timestep {timesteps:,} failed: {error}. Earlier checkpoints are untouched and "
+                "training goes on; the next one will be tried as planned.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        self._written_at = timesteps
+        prune_checkpoints(self._run.path, self._plan.keep)
+
+
+class RefillReplay(BaseCallback):
+    """After a resume without the replay: play with the policy as it is, without updates, until it is filled anew.
+
+    Args:
+        timesteps: Agent timesteps to play first.
+    """
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self._timesteps = timesteps
+
+    def _on_training_start(self) -> None:
+        model = self.model
+        assert isinstance(model, OffPolicyAlgorithm)
+        self._until = self.num_timesteps + self._timesteps
+        self._gradient_steps = model.gradient_steps
+        model.gradient_steps = 0  # SB3 then makes no updates
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self._until:
+            self.model.gradient_steps = self._gradient_steps  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@contextmanager
+def stop_on_signals(stop: Event) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM inside ask for a stop, and a second Ctrl-C interrupt at once."""
+
+    def request(received: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and received == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        # Past Python's buffers: the signal may have come in the middle of a print.
+        os.write(2, b"\nstopping after a checkpoint; Ctrl-C again stops at once\n")
+
+    previous = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)

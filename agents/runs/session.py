@@ -1,0 +1,216 @@
+"""One training session: log into the run folder, show progress, write checkpoints, save, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.runs.callbacks import EncoderHealth, EnvTimer, GameScores, MemoryUse, ProgressBar, TimeSplit, recent_score
+from agents.agent_files import REPLAY
+from agents.runs.checkpoints import drop_checkpoints_after, newest_checkpoint, read_state, restore_model
+from agents.play.evaluate import Evaluation
+from agents.runs.evaluation_log import PeriodicEvaluation, evaluate_and_log
+from agents.runs.guards import FiniteGuard, NonFiniteError, check_features, check_finite
+from agents.runs.folder import RunFolder
+from agents.runs.logs import open_logs, rewind_logs
+from agents.runs.saving import CheckpointPlan, Checkpoints, RefillReplay, stop_on_signals
+from agents.runs.state import Clock, State, restore_counters
+from mnv4_rl.atari import AtariVecEnv
+
+_SEED_LIMIT = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and what to leave behind.
+
+    Attributes:
+        total_timesteps: Agent timesteps of the whole run.
+        evaluation_games: Whole games after training, 0 for none.
+        checkpoints: When to write checkpoints.
+        eval_every: Agent timesteps between evaluations during training, each of as many games; 0 for none.
+    """
+
+    total_timesteps: int
+    evaluation_games: int = 0
+    checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
+    eval_every: int = 0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a session goes on.
+
+    Attributes:
+        checkpoint: A verified checkpoint, None where the run was stopped before its first: it starts over.
+        state: The training state in it, empty without one.
+    """
+
+    checkpoint: Path | None
+    state: State
+
+    @property
+    def timesteps(self) -> int:
+        """Agent timesteps trained before this session."""
+        return self.state["counters"]["num_timesteps"] if self.checkpoint else 0
+
+    def __str__(self) -> str:
+        if self.checkpoint is None:
+            return "no checkpoint was written before the run stopped: it starts over"
+        return f"resumed from timestep {self.timesteps:,} ({self.checkpoint.name})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended.
+
+    Attributes:
+        finished: Whether all timesteps were trained; False after Ctrl-C or SIGTERM.
+        timesteps: Agent timesteps trained, over all sessions.
+        steps_per_second: Agent timesteps a wall second of this session, evaluation not included.
+        score: Mean raw score of the last 100 training games, None if no game ended.
+        evaluation: Whole games of the final model, None if interrupted or not asked for.
+    """
+
+    finished: bool
+    timesteps: int
+    steps_per_second: float
+    score: float | None
+    evaluation: Evaluation | None
+
+
+def rewind(run: RunFolder) -> Resume:
+    """Bring a run's folder back to its newest good checkpoint; to be called before its environments are made.
+
+    Curves lose what was logged after it, so that every timestep is there once.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    checkpoint = newest_checkpoint(run.path)
+    if checkpoint is None:
+        run.monitor.unlink(missing_ok=True)
+        run.progress.unlink(missing_ok=True)
+        return Resume(None, {})
+    resume = Resume(checkpoint, read_state(checkpoint))
+    drop_checkpoints_after(run.path, resume.timesteps)
+    rewind_logs(run, resume.timesteps, resume.state["monitor_bytes"])
+    return resume
+
+
+def train(
+    model: BaseAlgorithm,
+    timer: EnvTimer,
+    run: RunFolder,
+    plan: Plan,
+    evaluation_env: Callable[[], AtariVecEnv],
+    resume: Resume | None = None,
+) -> Outcome:
+    """Train a model, save it, and play whole games with it.
+
+    Args:
+        model: A model whose environment is ``timer``; for a resumed run, after :func:`go_on`.
+        timer: The environment, wrapped for the time split.
+        run: Where everything goes.
+        plan: How long to train, and what to leave behind.
+        evaluation_env: Makes the environment for evaluations.
+        resume: Where to go on, from :func:`rewind`; None for a new run.
+
+    Returns:
+        How it ended; after Ctrl-C or SIGTERM the model is saved all the same.
+
+    Raises:
+        NonFiniteError: If a loss or a weight is NaN or infinite; checkpoints and model before it stay as they are.
+    """
+    done = 0 if resume is None else resume.timesteps
+    model.set_logger(open_logs(run, None if resume is None else done))
+    started = time.perf_counter()
+    try:
+        finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, evaluation_env, resume)
+        seconds = time.perf_counter() - started
+        run.save_model(model)
+        evaluation = None
+        if finished and plan.evaluation_games:
+            evaluation = evaluate_and_log(model, evaluation_env, plan.evaluation_games)
+            run.write_evaluation(evaluation.to_dict())
+    finally:
+        model.logger.close()
+    speed = (model.num_timesteps - done) / seconds
+    return Outcome(finished, model.num_timesteps, speed, recent_score(model), evaluation)
+
+
+def go_on(model: BaseAlgorithm, resume: Resume) -> None:
+    """Put the checkpoint of a resumed run into the model that the run's settings build.
+
+    Raises:
+        ValueError: If the checkpoint is not of such a model.
+    """
+    if resume.checkpoint is None:
+        return
+    restore_model(model, resume.checkpoint)
+    restore_counters(model, resume.state)
+    if model.env is not None and model.seed is not None:
+        # The emulators start new games: others than the run began with.
+        model.env.seed((model.seed + resume.timesteps) % _SEED_LIMIT)
+
+
+def _learn(
+    model: BaseAlgorithm,
+    timer: EnvTimer,
+    run: RunFolder,
+    plan: Plan,
+    evaluation_env: Callable[[], AtariVecEnv],
+    resume: Resume | None,
+) -> bool:
+    """Train to the end, or to the first Ctrl-C or SIGTERM."""
+    stop, bar, state = Event(), ProgressBar(), resume.state if resume else {}
+    clock = Clock(state.get("wall_seconds", 0.0), state.get("cpu_seconds", 0.0))
+    checkpoints = Checkpoints(run, plan.checkpoints, clock, stop, state or None)
+    callbacks: list[BaseCallback] = [FiniteGuard(), checkpoints, bar, GameScores(), MemoryUse(), EncoderHealth()]
+    if plan.eval_every:
+        callbacks.append(PeriodicEvaluation(evaluation_env, plan.evaluation_games, plan.eval_every))
+    callbacks.append(TimeSplit(timer, clock))
+    if needs_refill(model, resume):
+        callbacks.append(RefillReplay(model.learning_starts))  # type: ignore[attr-defined]
+    try:
+        with stop_on_signals(stop):
+            _learn_finite(model, plan.total_timesteps - model.num_timesteps, CallbackList(callbacks))
+            if checkpoints.gave_up_rollout:
+                checkpoints.give_back()
+            else:
+                checkpoints.remember()
+            checkpoints.write()
+    except KeyboardInterrupt:
+        return False
+    finally:
+        bar.close()
+    return not checkpoints.gave_up_rollout
+
+
+def _learn_finite(model: BaseAlgorithm, timesteps: int, callback: BaseCallback) -> None:
+    try:
+        model.learn(timesteps, callback=callback, reset_num_timesteps=False)
+    except NonFiniteError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        # PyTorch's distributions may refuse NaN before the guard can: say where it came from.
+        try:
+            check_finite(model)
+            check_features(model)
+        except NonFiniteError as cause:
+            raise cause from error
+        raise
+
+
+def needs_refill(model: BaseAlgorithm, resume: Resume | None) -> bool:
+    """Whether a resumed run has to fill an empty replay buffer before it updates again."""
+    if not isinstance(model, OffPolicyAlgorithm) or resume is None or resume.checkpoint is None:
+        return False
+    return not (resume.checkpoint / REPLAY).is_file()

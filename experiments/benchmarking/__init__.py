@@ -1,0 +1,1 @@
+"""How fast encoders and whole agents are, against NatureCNN and plain SB3."""

@@ -1,0 +1,1 @@
+"""Encoders against each other on games: runs, their CSVs, estimates and figures."""

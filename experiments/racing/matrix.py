@@ -1,0 +1,194 @@
+"""The runs of races as a full matrix, encoder x game x seed, and what can be counted off it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.racing.estimates import interquartile_mean
+from experiments.racing.results import RaceRun
+from mnv4_rl.atari.scores import human_normalised
+
+
+@dataclass(frozen=True)
+class Races:
+    """Runs as a full matrix.
+
+    Attributes:
+        encoders: In the order of the files, the reference first.
+        games: In the order of the files.
+        seeds: Ascending.
+        runs: Every (encoder, game, seed).
+    """
+
+    encoders: tuple[str, ...]
+    games: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: dict[tuple[str, str, int], RaceRun]
+
+    def of(self, encoder: str, game: str) -> list[RaceRun]:
+        """An encoder's runs on a game, a seed each."""
+        return [self.runs[encoder, game, seed] for seed in self.seeds]
+
+    def all_of(self, encoder: str) -> list[RaceRun]:
+        """An encoder's runs on all games with all seeds."""
+        return [run for run in self.runs.values() if run.encoder == encoder]
+
+    def matrix(self, encoder: str, value: Callable[[RaceRun], float | np.ndarray]) -> np.ndarray:
+        """A value of each run of an encoder, (n_seeds, n_games) or, for values (n_points,), with these in front."""
+        rows = [[value(self.runs[encoder, game, seed]) for game in self.games] for seed in self.seeds]
+        stacked = np.array(rows, dtype=np.float64)  # (n_seeds, n_games, ...)
+        return stacked if stacked.ndim == 2 else np.moveaxis(stacked, -1, 0)
+
+
+def full_matrix(runs: Sequence[RaceRun], reference: str) -> Races:
+    """The runs, if none is missing and all are of one length.
+
+    Raises:
+        ValueError: Naming the missing runs, those that end elsewhere, or a reference that did not run.
+    """
+    found = {(run.encoder, run.game, run.seed): run for run in runs}
+    encoders = tuple(dict.fromkeys(run.encoder for run in runs))
+    games = tuple(dict.fromkeys(run.game for run in runs))
+    if reference not in encoders:
+        raise ValueError(f"The reference {reference!r} is not in the races; they have {', '.join(encoders)}.")
+    encoders = tuple(sorted(encoders, key=lambda encoder: encoder != reference))
+    seeds = tuple(sorted({run.seed for run in runs}))
+    wanted = [(encoder, game, seed) for encoder in encoders for game in games for seed in seeds]
+    missing = [f"{e} on {g} with seed {s}" for e, g, s in wanted if (e, g, s) not in found]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(wanted)} runs are missing: {'; '.join(missing)}. Run them first.")
+    check_lengths(runs)
+    return Races(encoders, games, seeds, found)
+
+
+def check_lengths(runs: Sequence[RaceRun]) -> None:
+    """Refuse to compare runs that were trained for different numbers of timesteps.
+
+    Raises:
+        ValueError: Naming the shortest and the longest.
+    """
+    by_length = sorted(runs, key=lambda run: run.clock("timesteps")[-1])
+    (short, end), (long, far_end) = ((run, run.clock("timesteps")[-1]) for run in (by_length[0], by_length[-1]))
+    if end != far_end:
+        raise ValueError(
+            f"Runs must be equally long: {short.encoder} on {short.game} has {end:,.0f} timesteps, "
+            f"{long.encoder} on {long.game} has {far_end:,.0f}."
+        )
+
+
+def normalised(game: str, scores: np.ndarray) -> np.ndarray:
+    """Raw scores of a game on the scale where random play is 0 and a human 1, the same shape.
+
+    Raises:
+        ValueError: For a game without reference scores.
+    """
+    values = [human_normalised(game, float(score)) for score in np.ravel(scores)]
+    if None in values:
+        raise ValueError(f"There are no human reference scores for {game}; report the games that have them.")
+    return np.array(values, dtype=np.float64).reshape(np.shape(scores))
+
+
+def common_grid(runs: Sequence[RaceRun], n_points: int) -> np.ndarray:
+    """(n_points,) timesteps that lie inside every one of the runs, so that no curve is extrapolated.
+
+    Raises:
+        ValueError: If one run ends before another has its first score.
+    """
+    start = max(run.clock("timesteps")[0] for run in runs)
+    end = min(run.clock("timesteps")[-1] for run in runs)
+    if end < start:
+        raise ValueError(f"One run ends at {end:,.0f} timesteps, before another has its first score at {start:,.0f}.")
+    return np.linspace(start, end, n_points)
+
+
+def mean_clock(runs: Sequence[RaceRun], clock: str, timesteps: np.ndarray) -> np.ndarray:
+    """What a clock shows at given timesteps, (n_points,), mean over the runs."""
+    return np.mean([np.interp(timesteps, run.clock("timesteps"), run.clock(clock)) for run in runs], axis=0)
+
+
+def scores_at(run: RaceRun, timesteps: np.ndarray) -> np.ndarray:
+    """A run's raw scores at given timesteps, (n_points,)."""
+    return np.interp(timesteps, run.clock("timesteps"), run.scores)
+
+
+def final_scores(races: Races, encoder: str) -> np.ndarray:
+    """(n_seeds, n_games) raw scores at the end of the runs."""
+    return races.matrix(encoder, lambda run: float(run.scores[-1]))
+
+
+def final_normalised(races: Races, encoder: str) -> np.ndarray:
+    """(n_seeds, n_games) human-normalised scores at the end of the runs."""
+    return races.matrix(encoder, lambda run: float(normalised(run.game, run.scores[-1])))
+
+
+def in_whole_runs(races: Races, clock: str, reference: str) -> Races:
+    """The same runs with a clock in whole runs of the reference: 1 is where its run of the same game and seed ends.
+
+    Seeds may then have run on machines of different speed, if those of a seed shared one.
+    """
+    runs = {
+        (encoder, game, seed): run.rescaled(clock, 1 / races.runs[reference, game, seed].clock(clock)[-1])
+        for (encoder, game, seed), run in races.runs.items()
+    }
+    return replace(races, runs=runs)
+
+
+def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: str) -> float | None:
+    """What an encoder needs to reach the reference's last score, both means over seeds.
+
+    Args:
+        races: The runs on the clock of :func:`in_whole_runs`.
+        encoder: Whose cost.
+        game: Rom id.
+        clock: A key of :data:`experiments.racing.results.CLOCKS`.
+        reference: Whose score.
+
+    Returns:
+        A share of what the reference needed in all: under 1 if it is cheaper, None if it does not get there.
+    """
+    shares, scores = mean_curve(races.of(encoder, game), clock)
+    return first_reached(shares, scores, last_score(races, reference, game))
+
+
+def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) -> float | None:
+    """The same for the interquartile mean of the human-normalised scores of all games and seeds."""
+    shares, curves = normalised_curves(races, encoder, clock)
+    goal = interquartile_mean(final_normalised(races, reference))
+    return first_reached(shares, interquartile_mean(curves), float(goal))
+
+
+def first_reached(clock: np.ndarray, scores: np.ndarray, goal: float) -> float | None:
+    """The clock where a curve, (n_points,) both, first comes up to a score; None if it stays below."""
+    reached = np.flatnonzero(scores >= goal)
+    return float(clock[reached[0]]) if reached.size else None
+
+
+def last_score(races: Races, encoder: str, game: str) -> float:
+    """An encoder's raw score at the end, mean over seeds."""
+    return float(np.mean([run.scores[-1] for run in races.of(encoder, game)]))
+
+
+def relative_speed(races: Races, encoder: str, clock: str) -> float:
+    """Timesteps a second over the reference's, mean over game and seed; races as :func:`in_whole_runs` gives them."""
+    return float((1 / races.matrix(encoder, lambda run: float(run.clock(clock)[-1]))).mean())
+
+
+def mean_curve(runs: Sequence[RaceRun], clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """A clock and the mean raw score of the runs at the same timesteps, (n_points,) both."""
+    grid = common_grid(runs, n_points)
+    return mean_clock(runs, clock, grid), np.mean([scores_at(run, grid) for run in runs], axis=0)
+
+
+def normalised_curves(races: Races, encoder: str, clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """A clock and the human-normalised scores of all runs at the same timesteps.
+
+    Returns:
+        (n_points,), the mean over the runs, and (n_points, n_seeds, n_games).
+    """
+    runs = races.all_of(encoder)
+    grid = common_grid(runs, n_points)
+    curves = races.matrix(encoder, lambda run: normalised(run.game, scores_at(run, grid)))
+    return mean_clock(runs, clock, grid), curves

@@ -1,0 +1,1 @@
+"""The networks and starts that were tried for RL."""

@@ -1,0 +1,165 @@
+"""Clone a published agent: how soon an encoder finds out what a good policy depends on, without exploration's luck.
+
+An encoder gets the states that the agent met, what the agent did in each and what it was worth, and learns both with
+PPO's own step sizes. It takes seconds where a race takes an hour, and tells encoders apart that one seed of a race does
+not. It says nothing about exploration, or about updates that overshoot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.agent_files import load_agent
+from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.folder import KEPT_AGENT
+from experiments.publish import AGENTS
+from mnv4_rl.atari import make_atari_env
+
+N_ENVS, N_TEST_ENVS = 16, 3
+TIMESTEPS, EVERY = 2_400, 3  # agent timesteps a game, every third of which is kept: neighbours look alike
+UPDATES = 160
+PPO_DEFAULTS = PPOHyperparameters()
+
+
+class Play(NamedTuple):
+    """States an agent met.
+
+    Attributes:
+        observations: (N, 4, 84, 84) uint8.
+        probabilities: (N, n_actions) float32, its policy.
+        values: (N,) float32, its value of each state; mean 0 and standard deviation 1 over all play.
+    """
+
+    observations: Tensor
+    probabilities: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What to learn and what to be examined on: games of the same agent, none in both."""
+
+    game: str
+    train: Play
+    test: Play
+
+
+class Learnt(NamedTuple):
+    """What a clone explains of the agent on games it has not seen; 0 is an encoder that sees nothing, 1 the agent.
+
+    Attributes:
+        policy: Share of the policy's dependence on the state: 1 less the KL divergence over that of the mean policy.
+            Below 0 while even the mean is not learnt.
+        value: Share of the values' variance.
+    """
+
+    policy: float
+    value: float
+
+
+def published_agent(game: str, agents_dir: Path = AGENTS) -> Path:
+    """Folder of a game's published agent, the first by name.
+
+    Raises:
+        ValueError: If the game has none.
+    """
+    folders = sorted(agents_dir.glob(f"{game}__ppo__*/{KEPT_AGENT}"))
+    if not folders:
+        raise ValueError(f"{agents_dir} has no agent of {game}; publish one first with experiments/publish_agent.py.")
+    return folders[0]
+
+
+def record(game: str, agent: Path, seed: int, timesteps: int = TIMESTEPS) -> Lesson:
+    """Let an agent play; the last environments' games are for the test.
+
+    Args:
+        game: Rom id.
+        agent: Folder that :func:`agents.agent_files.save_agent` wrote.
+        seed: Seed of games and actions.
+        timesteps: Agent timesteps in each environment.
+    """
+    model = load_agent(agent, device="cpu")
+    env = make_atari_env(game, N_ENVS, seed)
+    try:
+        steps = list(_play(model.policy, env, timesteps, th.Generator().manual_seed(seed)))
+    finally:
+        env.close()
+    played = [th.stack(column, 1) for column in zip(*steps, strict=True)]  # (N_ENVS, kept timesteps, ...)
+    played[2] = (played[2] - played[2].mean()) / played[2].std()
+    split = [column.split([N_ENVS - N_TEST_ENVS, N_TEST_ENVS]) for column in played]
+    train, test = (Play(*(column.flatten(0, 1) for column in part)) for part in zip(*split, strict=True))
+    return Lesson(game, train, test)
+
+
+@th.no_grad()
+def _play(policy: Any, env: VecEnv, timesteps: int, generator: th.Generator) -> Iterator[Play]:
+    observations: Any = env.reset()
+    for timestep in range(timesteps):
+        batch = th.as_tensor(observations.copy())
+        probabilities = policy.get_distribution(batch).distribution.probs
+        if timestep % EVERY == 0:
+            yield Play(batch, probabilities, policy.predict_values(batch)[:, 0])
+        observations, *_ = env.step(th.multinomial(probabilities, 1, generator=generator)[:, 0].numpy())
+
+
+def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Learnt:
+    """Teach a fresh agent with this encoder, by PPO's Adam, learning rate and gradient clipping.
+
+    Args:
+        encoder: A name that :func:`agents.encoders.policy_kwargs` knows.
+        lesson: What :func:`record` gave.
+        seed: Seed of the weights and of the batches.
+        updates: Steps of Adam.
+    """
+    policy, train, h = _fresh_policy(encoder, lesson.game, seed), lesson.train, PPO_DEFAULTS
+    generator = np.random.default_rng(seed)
+    for _ in range(updates):
+        chosen = th.as_tensor(generator.integers(len(train.values), size=h.batch_size))
+        logits, values = _outputs(policy, train.observations[chosen])
+        value_loss = F.mse_loss(values, train.values[chosen])
+        loss = F.cross_entropy(logits, train.probabilities[chosen]) + h.vf_coef * value_loss
+        policy.optimizer.zero_grad()
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(policy.parameters(), h.max_grad_norm)
+        policy.optimizer.step()
+    return examine(policy, lesson)
+
+
+def _fresh_policy(encoder: str, game: str, seed: int) -> ActorCriticPolicy:
+    env, horizon = make_atari_env(game, 1, seed), PPO_DEFAULTS.schedule_timesteps
+    try:
+        return build_ppo(env, encoder, total_timesteps=horizon, seed=seed, device="cpu").policy
+    finally:
+        env.close()
+
+
+def _outputs(policy: ActorCriticPolicy, observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, n_actions) and values (N,)."""
+    features: Any = policy.extract_features(observations)
+    return policy.action_net(features), policy.value_net(features)[:, 0]
+
+
+@th.no_grad()
+def examine(policy: ActorCriticPolicy, lesson: Lesson) -> Learnt:
+    """What a policy explains of the agent's play on the test games."""
+    test, mean = lesson.test, lesson.train.probabilities.mean(0)
+    outputs = [_outputs(policy, batch) for batch in test.observations.split(PPO_DEFAULTS.batch_size)]
+    logits, values = (th.cat(column) for column in zip(*outputs, strict=True))
+    divergence = _divergence(test.probabilities, logits.log_softmax(1))
+    error = (values - test.values).square().mean() / (lesson.train.values.mean() - test.values).square().mean()
+    return Learnt(float(1 - divergence / _divergence(test.probabilities, mean.log())), float(1 - error))
+
+
+def _divergence(probabilities: Tensor, log_policy: Tensor) -> Tensor:
+    """Mean KL divergence of a policy, or of one for all states, from the agent's."""
+    return (th.xlogy(probabilities, probabilities) - probabilities * log_policy).sum(1).mean()

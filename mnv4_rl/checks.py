@@ -1,0 +1,113 @@
+"""What a setting may be, said in one place: every refusal names the setting, what came and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+def check_positive(**values: int) -> None:
+    """Refuse sizes that are not whole numbers of at least 1.
+
+    Raises:
+        ValueError: Naming the first offending argument, what it was and what is allowed.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers that a setting may have.
+
+    Attributes:
+        low: The lowest.
+        high: The highest; infinite for any finite number.
+        includes_low: Whether ``low`` itself is one of them.
+        includes_high: Whether ``high`` itself is; infinity never is.
+    """
+
+    low: float
+    high: float = math.inf
+    includes_low: bool = True
+    includes_high: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.includes_low else value > self.low
+        below = value <= self.high if self.includes_high else value < self.high
+        return above and below and value != math.inf
+
+    def __str__(self) -> str:
+        closed = self.includes_high and self.high < math.inf
+        return f"{'[' if self.includes_low else '('}{self.low:g}, {self.high:g}{']' if closed else ')'}"
+
+
+def check_range(name: str, value: float, allowed: Interval) -> None:
+    """Refuse numbers outside an interval; NaN and infinity lie outside every one.
+
+    Raises:
+        ValueError: Naming the setting, what it was and what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must lie in {allowed}, got {value!r}.")
+
+
+def check_ranges(settings: object, ranges: Mapping[str, Interval]) -> None:
+    """Refuse settings of which one lies outside its range; one that is None is not set.
+
+    Args:
+        settings: An object with a number, or None, under each name.
+        ranges: Name -> allowed numbers.
+
+    Raises:
+        ValueError: Naming the first setting, what it was and what is allowed.
+    """
+    for name, allowed in ranges.items():
+        value = getattr(settings, name)
+        if value is not None:
+            check_range(name, value, allowed)
+
+
+def check_kernel(name: str, kernel_size: int, *, allow_zero: bool = False) -> None:
+    """Refuse kernels without a centre: only odd sizes keep ``ceil(size / stride)`` positions.
+
+    Raises:
+        ValueError: For even, negative or (unless ``allow_zero``) zero sizes.
+    """
+    if kernel_size == 0 and allow_zero:
+        return
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        zero = "0 (no such convolution) or " if allow_zero else ""
+        raise ValueError(f"{name} must be {zero}an odd number such as 3 or 5, got {kernel_size!r}.")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a name that is not in a fixed set.
+
+    Raises:
+        ValueError: Listing the allowed names.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def did_you_mean(close: Sequence[str]) -> str:
+    """The hint in a message about an unknown name, with a space before it; empty where nothing comes close."""
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def check_heads(channels: int, num_heads: int) -> int:
+    """Width of one head.
+
+    Raises:
+        ValueError: If the heads do not divide the channels; the message lists the counts that do.
+    """
+    check_positive(channels=channels, num_heads=num_heads)
+    if channels % num_heads:
+        allowed = ", ".join(str(n) for n in range(1, channels + 1) if channels % n == 0)
+        raise ValueError(
+            f"num_heads={num_heads} does not divide the {channels} channels into equal heads; allowed here: {allowed}."
+        )
+    return channels // num_heads

@@ -1,0 +1,304 @@
+"""Spec -> network: stem, stages, head. The forward pass is those three lines.
+
+Sizes for ``rl_s`` on Atari: (N, 4, 84, 84) -> stem (N, 16, 21, 21) -> stages (N, 48, 6, 6) -> head (N, 512).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import singledispatch
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnv4_rl.checks import check_positive
+from mnv4_rl.models.blocks import SE, UIB, FusedIB, MobileMQA, Stem
+from mnv4_rl.models.layers import ConvNorm, DropPath, make_activation, make_norm
+from mnv4_rl.models.specs import (
+    BlockSpec,
+    ConvSpec,
+    FusedIBSpec,
+    GridHeadSpec,
+    HeadSpec,
+    MobileMQASpec,
+    NetworkSpec,
+    PooledHeadSpec,
+    SESpec,
+    Size,
+    UIBSpec,
+)
+from mnv4_rl.models.start import calibrate, equalise, favour_change, initialise
+
+
+class Network(nn.Module):
+    """A built variant: ``head(stages(stem(x)))``.
+
+    Attributes:
+        spec: The row of data it was built from.
+        in_channels: Image channels it expects.
+
+    Shape:
+        (N, in_channels, H, W) float, or uint8 in [0, 255], which the stem reads as divided by 255
+        -> (N, num_classes), or (N, features) when built without classes.
+    """
+
+    def __init__(self, spec: NetworkSpec, in_channels: int, stages: nn.Sequential, head: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.in_channels = in_channels
+        self.stem = build_stem(spec, in_channels)
+        self.stages = stages
+        self.head = head
+        initialise(self)
+        if spec.norm == "none":
+            if spec.static_gain is not None:
+                favour_change(self.stem, self.stages, spec.static_gain)
+            calibrate(self.stem, self.stages, in_channels, spec.skip_gain)
+        if spec.weight_rms is not None:
+            equalise(nn.ModuleList([self.stem, self.stages]), spec.weight_rms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels to classes or features.
+
+        Args:
+            x: (N, in_channels, H, W), float, or uint8 in [0, 255]: the same as its ``float() / 255``, faster, and with
+                a quarter of the image's bytes kept for backward.
+
+        Raises:
+            ValueError: If ``x`` is not a batch of images with ``in_channels`` channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{self.spec.name} expects images (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}; "
+                "add a batch dimension with x[None], move the channels with x.permute(0, 3, 1, 2), or build the model "
+                "with another in_channels."
+            )
+        x = self.stem(x)
+        x = self.stages(x)
+        return self.head(x)
+
+
+class PooledHead(nn.Module):
+    """Mean over the map, hidden layer, dropout, classes.
+
+    Args:
+        in_channels: Channels of the map.
+        spec: Widths and dropout.
+        network: The network it belongs to; gives norm and activation.
+        num_classes: Classes; 0 returns the hidden features.
+    """
+
+    def __init__(self, in_channels: int, spec: PooledHeadSpec, network: NetworkSpec, num_classes: int) -> None:
+        super().__init__()
+        self.out_features = num_classes or spec.hidden_features
+        self.hidden = ConvNorm(
+            in_channels,
+            spec.hidden_features,
+            norm=network.norm,
+            activation=network.activation,
+            bias=spec.hidden_bias,
+        )
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(spec.hidden_features, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_features)."""
+        x = self.hidden(x.mean((2, 3), keepdim=True)).flatten(1)
+        return self.classifier(self.dropout(x))
+
+
+class GridHead(nn.Module):
+    """The map, pooled to a grid that keeps position, flattened through one layer.
+
+    Maps larger than the grid are averaged down to it, so the parameters do not grow with the image.
+
+    Args:
+        in_channels: Channels of the map.
+        spec: Grid, widths, norm and activation.
+        map_size: Height and width of the map at the image size the head is for; other sizes are pooled to fit.
+        num_classes: Classes; 0 returns the features.
+    """
+
+    def __init__(self, in_channels: int, spec: GridHeadSpec, map_size: Size, num_classes: int) -> None:
+        super().__init__()
+        self.grid = (min(map_size[0], spec.grid), min(map_size[1], spec.grid))
+        self.out_features = num_classes or spec.features_dim
+        self.gain, self.constant = spec.gain, spec.constant
+        self.constants = spec.features_dim - spec.image_features
+        channels = spec.squeeze_channels or in_channels
+        self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
+        self.fc = nn.Linear(channels * math.prod(self.grid), spec.image_features, bias=spec.norm == "none")
+        self.norm = make_norm(spec.norm, spec.image_features)
+        self.activation = make_activation(spec.activation)
+        self.classifier = nn.Linear(spec.features_dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_features)."""
+        if x.shape[2:] != self.grid:
+            x = F.adaptive_avg_pool2d(x, self.grid)
+        # Position-major, channels innermost: for a channels-last map flattening is then a view.
+        x = self.squeeze(x).permute(0, 2, 3, 1).flatten(1)
+        features = self.gain * self.activation(self.norm(self.fc(x)))  # (N, image_features)
+        if self.constants:
+            features = F.pad(features, (0, self.constants), value=self.constant)
+        return self.classifier(features)
+
+
+@singledispatch
+def build_block(block: BlockSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    """One block from its row.
+
+    Args:
+        block: The row.
+        in_channels: Channels of the map that comes in.
+        network: The network it belongs to; gives norms, activation and layer scale.
+
+    Returns:
+        The module and the channels of the map it returns.
+
+    Raises:
+        TypeError: For a row of a kind nobody builds.
+    """
+    raise TypeError(f"No block is built from {block!r}; register one with build_block.register.")
+
+
+@build_block.register
+def _(block: ConvSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    conv = ConvNorm(
+        in_channels,
+        block.out_channels,
+        block.kernel_size,
+        block.stride,
+        norm=network.norm,
+        activation=network.activation,
+    )
+    return conv, block.out_channels
+
+
+@build_block.register
+def _(block: FusedIBSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    fused = FusedIB(
+        in_channels,
+        block.out_channels,
+        block.expanded_channels,
+        block.kernel_size,
+        block.stride,
+        network.norm,
+        network.inner_norm,
+        network.activation,
+    )
+    return fused, block.out_channels
+
+
+@build_block.register
+def _(block: UIBSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    uib = UIB(
+        in_channels,
+        block.out_channels,
+        block.expanded_channels,
+        block.start_dw_kernel_size,
+        block.middle_dw_kernel_size,
+        block.stride,
+        network.norm,
+        network.inner_norm,
+        network.activation,
+        network.layer_scale,
+    )
+    return uib, block.out_channels
+
+
+@build_block.register
+def _(block: SESpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    return SE(in_channels, block.squeeze_ratio, network.activation), in_channels
+
+
+@build_block.register
+def _(block: MobileMQASpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+    attention = MobileMQA(
+        in_channels,
+        block.num_heads,
+        block.key_dim,
+        block.kv_heads,
+        block.kv_stride,
+        block.kv_depthwise,
+        block.bias,
+        block.output_projection,
+        network.norm if block.normalized else "none",
+        network.layer_scale,
+    )
+    return attention, in_channels
+
+
+def build_stem(network: NetworkSpec, in_channels: int) -> Stem:
+    """The stem, with the network's norm unless its row names another."""
+    row = network.stem
+    norm = network.norm if row.norm is None else row.norm
+    activation = network.activation if row.activation else None
+    return Stem(in_channels, row.out_channels, row.kernel_size, row.stride, norm, activation)
+
+
+def build_stages(network: NetworkSpec) -> nn.Sequential:
+    """All stages as a Sequential of Sequentials, channels threaded through."""
+    channels = network.stem.out_channels
+    stages = nn.Sequential()
+    for rows in network.stages:
+        stage = nn.Sequential()
+        for row in rows:
+            block, channels = build_block(row, channels, network)
+            stage.append(block)
+        stages.append(stage)
+    return stages
+
+
+def build_head(network: NetworkSpec, image_size: Size, num_classes: int) -> PooledHead | GridHead:
+    """The head its spec names, on the map that ``image_size`` leads to."""
+    head: HeadSpec = network.head
+    if isinstance(head, PooledHeadSpec):
+        return PooledHead(network.out_channels, head, network, num_classes)
+    return GridHead(network.out_channels, head, network.map_size(image_size), num_classes)
+
+
+def build(spec: NetworkSpec, in_channels: int, num_classes: int, image_size: Size | None = None) -> Network:
+    """Build a variant.
+
+    Args:
+        spec: The row of data.
+        in_channels: Image channels, at least 1.
+        num_classes: Classes, 0 for the features before the classifier.
+        image_size: Height and width in pixels that a grid head is sized for; the variant's own size by default.
+            Every network accepts every size; this only sets the number of weights of a grid head.
+
+    Raises:
+        ValueError: For sizes below 1.
+    """
+    check_positive(in_channels=in_channels)
+    if num_classes != 0:
+        check_positive(num_classes=num_classes)
+    height, width = image_size or (spec.image_size, spec.image_size)
+    check_positive(height=height, width=width)
+    return Network(spec, in_channels, build_stages(spec), build_head(spec, (height, width), num_classes))
+
+
+def set_drop_path(network: Network, rate: float) -> None:
+    """Let residual branches drop out while training: never in the first block, then linearly more.
+
+    Block ``i`` of ``n`` drops its branch with probability ``rate * i / n``; every block counts, only those with a skip
+    drop. Evaluation and weights do not change.
+
+    Args:
+        network: Any network of this package.
+        rate: Peak probability, in [0, 1); 0 turns it off.
+
+    Raises:
+        ValueError: For a rate outside [0, 1).
+
+    Source:
+        arXiv:1603.09382; the schedule is timm's for MobileNetV4.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"The drop-path rate must lie in [0, 1), got {rate!r}.")
+    blocks = [block for stage in network.stages.children() for block in stage.children()]
+    for index, block in enumerate(blocks):
+        drop_path = getattr(block, "drop_path", None)
+        if isinstance(drop_path, DropPath):
+            drop_path.rate = rate * index / len(blocks)

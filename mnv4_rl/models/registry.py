@@ -1,0 +1,59 @@
+"""The one list of names: :data:`SPECS`. Adding a variant is adding a row to the file of its family.
+
+Sources:
+    ``mobilenet_v4_*``: :mod:`mnv4_rl.models.mobilenet_v4`.
+    ``mnv4_*``: the paper's five models, :mod:`mnv4_rl.models.paper`.
+    ``rl_*``: :mod:`mnv4_rl.models.rl`.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from mnv4_rl.checks import did_you_mean
+from mnv4_rl.models.mobilenet_v4 import MOBILENET_V4_FAMILY
+from mnv4_rl.models.paper import PAPER_FAMILY, TIMM_NAMES
+from mnv4_rl.models.rl import RL_FAMILY
+from mnv4_rl.models.specs import NetworkSpec
+
+SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in MOBILENET_V4_FAMILY + PAPER_FAMILY + RL_FAMILY}
+
+# timm's names differ from ours in one underscore and name other networks.
+_TIMM_TO_PAPER = {timm: ours for ours, timm in TIMM_NAMES.items() if ours in SPECS}
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """Names that :func:`mnv4_rl.create_model` and the extractors accept, in table order.
+
+    Args:
+        family: Only this family: ``"mobilenet_v4"``, ``"paper"`` or ``"rl"``.
+    """
+    return [name for name, spec in SPECS.items() if family in (None, spec.family)]
+
+
+def get_spec(name: str | NetworkSpec) -> NetworkSpec:
+    """The row called ``name``; a spec of your own is returned as it is.
+
+    Raises:
+        TypeError: If ``name`` is neither a string nor a spec.
+        ValueError: If no variant has that name; the message suggests what was probably meant.
+    """
+    if isinstance(name, NetworkSpec):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"A variant is named by a string such as 'rl_s', got {name!r}; one of {', '.join(SPECS)}.")
+    if name not in SPECS:
+        raise ValueError(_unknown_name_message(name))
+    return SPECS[name]
+
+
+def _unknown_name_message(name: str) -> str:
+    message = f"There is no model called {name!r}."
+    if name in _TIMM_TO_PAPER:
+        ours = _TIMM_TO_PAPER[name]
+        return (
+            f"{message} {name!r} is timm's name for the paper's model, called {ours!r} here "
+            f"(not 'mobilenet_v4_*', which are other networks). Known: {', '.join(SPECS)}."
+        )
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), SPECS, n=3, cutoff=0.5)
+    return f"{message}{did_you_mean(close)} Known: {', '.join(SPECS)}."

@@ -1,0 +1,278 @@
+"""What a network variant is made of: frozen dataclasses, checked on construction.
+
+A network is stem -> stages -> head. This module says what the pieces are; :mod:`mnv4_rl.models.network` builds them.
+It imports no torch: a row is plain data. The rows are in the file of their family, all of them in
+:mod:`mnv4_rl.models.registry`. Block names and settings follow MobileNetV4, arXiv:2404.10518.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from mnv4_rl.checks import Interval, check_choice, check_kernel, check_positive, check_range, check_ranges
+
+NormName: TypeAlias = Literal["none", "batch", "group", "layer"]
+ActivationName: TypeAlias = Literal["relu", "silu", "gelu"]
+Family: TypeAlias = Literal["mobilenet_v4", "paper", "rl"]
+Size: TypeAlias = tuple[int, int]
+
+NORMS: tuple[NormName, ...] = ("none", "batch", "group", "layer")
+ACTIVATIONS: tuple[ActivationName, ...] = ("relu", "silu", "gelu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemSpec:
+    """First layer: pixels -> channels. A kernel as large as its stride cuts the image into patches.
+
+    Attributes:
+        norm: Norm after the convolution, None for the network's.
+        activation: Whether the network's activation follows the norm.
+    """
+
+    out_channels: int
+    kernel_size: int = 3
+    stride: int = 1
+    norm: NormName | None = None
+    activation: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, kernel_size=self.kernel_size, stride=self.stride)
+        if self.norm is not None:
+            check_choice("norm", self.norm, NORMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSpec:
+    """Dense convolution, norm, activation; never a residual."""
+
+    out_channels: int
+    kernel_size: int = 3
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, stride=self.stride)
+        check_kernel("kernel_size", self.kernel_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedIBSpec:
+    """Fused inverted bottleneck: dense k x k expansion, then a linear 1x1 projection."""
+
+    out_channels: int
+    expanded_channels: int
+    kernel_size: int = 3
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, expanded_channels=self.expanded_channels, stride=self.stride)
+        check_kernel("kernel_size", self.kernel_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UIBSpec:
+    """Universal inverted bottleneck; a kernel of 0 leaves that depthwise convolution out."""
+
+    out_channels: int
+    expanded_channels: int
+    start_dw_kernel_size: int = 0
+    middle_dw_kernel_size: int = 0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(out_channels=self.out_channels, expanded_channels=self.expanded_channels, stride=self.stride)
+        check_kernel("start_dw_kernel_size", self.start_dw_kernel_size, allow_zero=True)
+        check_kernel("middle_dw_kernel_size", self.middle_dw_kernel_size, allow_zero=True)
+        if self.stride > 1 and not (self.start_dw_kernel_size or self.middle_dw_kernel_size):
+            raise ValueError(
+                f"A UIB with stride {self.stride} needs a depthwise convolution to carry it: "
+                "set start_dw_kernel_size or middle_dw_kernel_size to an odd number, or the stride to 1."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The paper's name for this setting of the two depthwise kernels (section 3)."""
+        names = {(True, True): "ExtraDW", (False, True): "IB", (True, False): "ConvNext", (False, False): "FFN"}
+        return names[self.start_dw_kernel_size > 0, self.middle_dw_kernel_size > 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SESpec:
+    """Squeeze and excitation: each channel scaled by a gate computed from all channel means."""
+
+    squeeze_ratio: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.squeeze_ratio <= 1:
+            raise ValueError(f"squeeze_ratio must lie in (0, 1], got {self.squeeze_ratio!r}.")
+
+    @property
+    def stride(self) -> int:
+        """Squeeze and excitation keeps the map."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileMQASpec:
+    """Attention over positions; see :class:`mnv4_rl.models.blocks.MobileMQA` for the fields."""
+
+    num_heads: int
+    key_dim: int
+    kv_heads: int = 1
+    kv_stride: int = 1
+    kv_depthwise: bool = True
+    bias: bool = False
+    output_projection: bool = True
+    normalized: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive(num_heads=self.num_heads, key_dim=self.key_dim, kv_stride=self.kv_stride)
+        if self.kv_heads not in (1, self.num_heads):
+            raise ValueError(f"kv_heads must be 1 or num_heads ({self.num_heads}), got {self.kv_heads!r}.")
+
+    @property
+    def stride(self) -> int:
+        """Attention keeps the map: every position asks, whatever the stride of keys and values."""
+        return 1
+
+
+BlockSpec: TypeAlias = ConvSpec | FusedIBSpec | UIBSpec | SESpec | MobileMQASpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledHeadSpec:
+    """Classifier of the MobileNets: mean over the map, hidden layer, classes. Forgets position."""
+
+    hidden_features: int
+    hidden_bias: bool
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(hidden_features=self.hidden_features)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridHeadSpec:
+    """Features for control: the map pooled to at most ``grid`` x ``grid``, flattened, one layer. Keeps position.
+
+    Attributes:
+        squeeze_channels: Channels of a 1x1 convolution before flattening; 0 leaves it out.
+        norm: Norm on the feature vector.
+        gain: What the features are multiplied by. Policy and value are linear in them, so it sets how far a step of
+            Adam moves both: features of a LayerNorm are large, and at a gain of 1 PPO's updates overshoot.
+        constant: Value of the features that are the same in every state.
+        constant_share: Share of ``features_dim`` that these are, the last ones; 0 for none. Their sum lets policy and
+            value shift in all states at once: where nothing has been rewarded yet, an agent then drifts towards holding
+            an action, not towards another one in each state. One constant of that sum would do the same, but its
+            gradient would fill the norm that PPO clips gradients to.
+    """
+
+    features_dim: int = 512
+    grid: int = 6
+    squeeze_channels: int = 0
+    norm: NormName = "layer"
+    activation: ActivationName = "relu"
+    gain: float = 1.0
+    constant: float = 0.4
+    constant_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(features_dim=self.features_dim, grid=self.grid)
+        check_range("gain", self.gain, Interval(0, includes_low=False))
+        check_range("constant", self.constant, Interval(0))
+        check_range("constant_share", self.constant_share, Interval(0, 1, includes_high=False))
+        check_choice("norm", self.norm, NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+
+    @property
+    def image_features(self) -> int:
+        """Features that depend on the image."""
+        return self.features_dim - int(self.constant_share * self.features_dim)
+
+
+HeadSpec: TypeAlias = PooledHeadSpec | GridHeadSpec
+StageSpec: TypeAlias = tuple[BlockSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """One variant: what :func:`mnv4_rl.models.network.build` turns into a network.
+
+    Attributes:
+        name: Registry name.
+        family: Where the variant comes from: the MobileNet_v4 system, the paper, or made for RL.
+        norm: Norm after the stem, unless it names its own, and after each block's last convolution.
+        inner_norm: Norm after the other convolutions of a block; without one they have a bias.
+        layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
+        skip_gain: Without norms, what a block with a skip adds at first, as a share of its input.
+        static_gain: Without norms, what the stem's first filters keep of what all image channels have in common (the
+            frames of a stack: what stands still), and flat areas give no signal; None keeps everything.
+        weight_rms: Root mean square at which the convolutions of stem and stages store their weights, so that Adam
+            teaches all of them equally fast; None stores them as drawn.
+        image_size: Side in pixels that published sizes refer to.
+    """
+
+    name: str
+    family: Family
+    stem: StemSpec
+    stages: tuple[StageSpec, ...]
+    head: HeadSpec
+    norm: NormName
+    inner_norm: NormName
+    activation: ActivationName
+    layer_scale: float | None = None
+    skip_gain: float = 1.0
+    static_gain: float | None = None
+    weight_rms: float | None = None
+    image_size: int
+
+    def __post_init__(self) -> None:
+        check_choice("norm", self.norm, NORMS)
+        check_choice("inner_norm", self.inner_norm, NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_positive(image_size=self.image_size)
+        check_ranges(self, {"static_gain": Interval(0, 1), "weight_rms": Interval(0, includes_low=False)})
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the map that the head sees."""
+        widths = (block.out_channels for block in self.blocks() if not isinstance(block, SESpec | MobileMQASpec))
+        return [self.stem.out_channels, *widths][-1]
+
+    def blocks(self) -> Iterator[BlockSpec]:
+        """All blocks in order, stage borders forgotten."""
+        for stage in self.stages:
+            yield from stage
+
+    def map_size(self, image_size: Size) -> Size:
+        """Height and width of the last map: every strided layer keeps ``ceil(size / stride)`` positions."""
+        height, width = image_size
+        for stride in (self.stem.stride, *(block.stride for block in self.blocks())):
+            height, width = -(-height // stride), -(-width // stride)
+        return height, width
+
+    def without_batch_norm(self) -> NetworkSpec:
+        """The same architecture with every BatchNorm replaced by a norm that has no train and eval mode.
+
+        GroupNorm with 8 channels a group takes its place, and layer scales are dropped: a scale of 1e-5 after a block
+        without a residual relies on the next BatchNorm to restore the signal.
+        """
+        if "batch" not in (self.norm, self.inner_norm, self.stem.norm):
+            return self
+        stem_norm, norm, inner_norm = (
+            "group" if name == "batch" else name for name in (self.stem.norm, self.norm, self.inner_norm)
+        )
+        stem = replace(self.stem, norm=stem_norm)
+        return replace(self, layer_scale=None, stem=stem, norm=norm, inner_norm=inner_norm)  # type: ignore[arg-type]
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Nearest multiple of ``divisor``, at least ``divisor``, never more than 10 % below ``channels``.
+
+    Source: the MobileNets' rule, tensorflow/models ``make_divisible``.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor

@@ -1,0 +1,242 @@
+"""Agents on disk: equal after loading, refused when damaged, and no way to make loading run anything."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.logger import Logger
+
+from agents import agent_format
+from agents.agent_files import load_agent, save_agent
+from agents.dqn import DQNHyperparameters, build_dqn
+from agents.runs.checkpoints import newest_checkpoint, prune_checkpoints, restore_model, write_checkpoint
+from agents.runs.guards import NonFiniteError
+from agents.runs.state import Clock, capture
+from tests.tiny_env import ActionsAsImage, dqn, same, tiny_env, tiny_ppo
+
+
+@pytest.fixture(scope="module")
+def ppo():
+    return tiny_ppo(encoder="rl_s").learn(16)
+
+
+def observations():
+    return np.random.default_rng(0).integers(0, 256, (5, *ActionsAsImage.observation_space.shape), dtype=np.uint8)
+
+
+def assert_same_agent(model, loaded):
+    assert type(loaded) is type(model) and type(loaded.policy) is type(model.policy)
+    assert same(model.policy.state_dict(), loaded.policy.state_dict())
+    assert same(model.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict())
+    assert agent_format.describe(model) == agent_format.describe(loaded)
+    actions, loaded_actions = (agent.predict(observations(), deterministic=True)[0] for agent in (model, loaded))
+    np.testing.assert_array_equal(actions, loaded_actions)
+
+
+@pytest.mark.parametrize("env", [None, tiny_env], ids=["alone", "with environments"])
+def test_loaded_ppo_is_the_saved_one(ppo, env, tmp_path):
+    loaded = load_agent(save_agent(ppo, tmp_path / "agent"), env and env(), device="cpu")
+    assert_same_agent(ppo, loaded)
+    assert loaded.lr_schedule(0.25) == ppo.lr_schedule(0.25) and loaded.clip_range(0.25) == ppo.clip_range(0.25)
+
+
+@pytest.mark.parametrize("algo", ["dqn", "qrdqn"])
+def test_loaded_q_learner_is_the_saved_one(algo, tmp_path):
+    if algo == "qrdqn":
+        pytest.importorskip("sb3_contrib", reason="sb3-contrib is an extra: pip install sb3-contrib")
+    model = dqn(algo)
+    assert_same_agent(model, load_agent(save_agent(model, tmp_path / "agent"), device="cpu"))
+    assert_same_agent(model, load_agent(tmp_path / "agent", tiny_env(), device="cpu"))
+
+
+def test_loaded_agent_trains_on(ppo, tmp_path):
+    loaded = load_agent(save_agent(ppo, tmp_path / "agent"), tiny_env(), device="cpu")
+    loaded.learn(16)
+    assert not same(ppo.policy.state_dict(), loaded.policy.state_dict())
+
+
+def test_shared_encoder_is_stored_once(ppo, tmp_path):
+    save_agent(ppo, tmp_path / "agent")
+    numbers = sum(p.numel() for p in ppo.policy.parameters())
+    # Weights and Adam's two averages, four bytes each, and a header.
+    assert 12 * numbers < (tmp_path / "agent" / "agent.safetensors").stat().st_size < 12.5 * numbers
+
+
+def test_agent_saved_without_its_optimiser_acts_the_same_and_trains_on(ppo, tmp_path):
+    loaded = load_agent(save_agent(ppo, tmp_path / "agent", optimizer=False), tiny_env(), device="cpu")
+    assert same(ppo.policy.state_dict(), loaded.policy.state_dict())
+    assert loaded.policy.optimizer.state_dict()["state"] == {}
+    numbers = sum(p.numel() for p in ppo.policy.parameters())
+    assert 4 * numbers < (tmp_path / "agent" / "agent.safetensors").stat().st_size < 4.2 * numbers
+    loaded.learn(16)
+    assert not same(ppo.policy.state_dict(), loaded.policy.state_dict())
+
+
+def test_loading_leaves_the_callers_generators_alone(ppo, tmp_path):
+    save_agent(ppo, tmp_path / "agent")
+    before = np.random.get_state()[1].copy()
+    load_agent(tmp_path / "agent", device="cpu")
+    np.testing.assert_array_equal(before, np.random.get_state()[1])
+
+
+def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
+    save_agent(ppo, tmp_path / "agent")
+    env = tiny_env()
+    env.action_space = spaces.Discrete(3)
+    with pytest.raises(ValueError, match="Action spaces do not match"):
+        load_agent(tmp_path / "agent", env, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: A2C("CnnPolicy", tiny_env(), device="cpu"), "Agents of PPO, DQN, QRDQN can be saved, got A2C"),
+        (lambda: PPO("MlpPolicy", tiny_env(), device="cpu"), "Agents with CnnPolicy or a policy of mnv4_rl.policies"),
+        (lambda: PPO("CnnPolicy", tiny_env(), policy_kwargs={"activation_fn": th.nn.ReLU}), "is in no table"),
+        (
+            lambda: PPO("CnnPolicy", tiny_env(), lambda _: 1e-4, policy_kwargs=tiny_ppo().policy_kwargs),
+            "learning_rate must be a number",
+        ),
+    ],
+)
+def test_what_plain_data_cannot_tell_is_refused_on_saving(make, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save_agent(make(), tmp_path / "agent")
+    assert not (tmp_path / "agent").exists()
+
+
+def test_saving_over_something_else_is_refused(ppo, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("all my work")
+    with pytest.raises(FileExistsError, match="is no saved agent"):
+        save_agent(ppo, tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter").read_text() == "all my work"
+
+
+def test_saving_again_replaces_the_agent(ppo, tmp_path):
+    save_agent(tiny_ppo(), tmp_path / "agent")
+    save_agent(ppo, tmp_path / "agent")
+    assert_same_agent(ppo, load_agent(tmp_path / "agent", device="cpu"))
+    assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+
+
+# Checkpoints
+
+
+def write(model, run):
+    return write_checkpoint(model, run, capture(model, Clock()), agent_format.describe(model))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two checkpoints, at timesteps 16 and 32."""
+    model = tiny_ppo()
+    for timesteps in (16, 32):
+        model.learn(16, reset_num_timesteps=False)
+        assert model.num_timesteps == timesteps
+        write(model, tmp_path)
+    return tmp_path
+
+
+def damage_truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def damage_flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, os.unlink])
+@pytest.mark.parametrize("name", ["agent.json", "agent.safetensors", "training.json", "manifest.json"])
+def test_damaged_newest_checkpoint_is_passed_by_with_a_warning(run, damage, name):
+    newest = newest_checkpoint(run)
+    assert newest is not None and newest.name == "000000032"
+    damage(newest / name)
+    with pytest.warns(RuntimeWarning, match=r"damaged checkpoint passed by: .*000000032"):
+        assert newest_checkpoint(run) == run / "checkpoints" / "000000016"
+    with pytest.raises(ValueError, match="000000032"):
+        load_agent(newest)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_pruning_keeps_the_newest_and_clears_what_killed_writes_left(run):
+    (run / "checkpoints" / "000000048.partial").mkdir()
+    prune_checkpoints(run, 1)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000032"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
+def test_full_disk_leaves_older_checkpoints_whole_and_nothing_half_written(run, monkeypatch, call):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    model = tiny_ppo().learn(48)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        patch.setattr(*((Path, call) if call == "mkdir" else (os, call)), full)
+        write(model, run)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    newest = newest_checkpoint(run)
+    assert newest is not None and newest.name == "000000032"
+
+
+def test_file_in_the_place_of_the_folder_is_an_error_even_for_root(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError):
+        write(tiny_ppo().learn(16), tmp_path)
+    assert (tmp_path / "checkpoints").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_checkpoint_is_never_written_from_weights_that_are_not_finite(run, bad):
+    model = tiny_ppo().learn(48)
+    with th.no_grad():
+        model.policy.action_net.weight[0, 3] = bad
+    message = "1 of 1,024 values of the weight policy.action_net.weight are NaN or infinite at timestep 48"
+    with pytest.raises(NonFiniteError, match=message):
+        write(model, run)
+    with pytest.raises(NonFiniteError, match=message):
+        save_agent(model, run / "agent")
+    newest = newest_checkpoint(run)
+    assert newest is not None and newest.name == "000000032" and not (run / "agent").exists()
+
+
+def test_replay_comes_back_with_the_checkpoint(tmp_path):
+    model = dqn("dqn")
+    state = capture(model, Clock())
+    path = write_checkpoint(model, tmp_path, state, agent_format.describe(model), with_replay=True)
+    other = build_dqn(tiny_env(), "nature", hyperparameters=DQNHyperparameters(buffer_size=64), seed=9, device="cpu")
+    restore_model(other, path)
+    buffers = model.replay_buffer, other.replay_buffer
+    assert (buffers[1].pos, buffers[1].full) == (buffers[0].pos, buffers[0].full) == (16, False)
+    for name in ("actions", "rewards"):
+        np.testing.assert_array_equal(*(getattr(buffer, name)[:16] for buffer in buffers))
+    np.testing.assert_array_equal(*(buffer.observations[:16] for buffer in buffers))
+    np.testing.assert_array_equal(*(buffer.next_observations[:16] for buffer in buffers))
+    assert restored_ends_with_a_cut(other.replay_buffer)
+    other.learn(32)  # goes on storing where the saved one stopped
+    assert other.replay_buffer.pos == 32 or other.replay_buffer.full
+
+
+def restored_ends_with_a_cut(buffer):
+    """No n-step return may run from the last saved transition into a freshly reset game."""
+    return buffer.dones[buffer.pos - 1].all() and buffer.timeouts[buffer.pos - 1].all()
+
+
+def test_checkpoint_of_another_encoder_is_refused(run):
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    model = tiny_ppo(encoder="rl_s")
+    model.set_logger(Logger(None, []))
+    with pytest.raises(ValueError, match=r"has encoder .*nature.*the run's settings give .*rl_s"):
+        restore_model(model, newest)

@@ -1,0 +1,300 @@
+"""A race of stand-in runs, which write the files of a run at once, and one of real ones."""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import race
+from experiments.racing.results import COLUMNS, read_races
+
+ROOT = Path(__file__).resolve().parents[3]
+# Plays the part of experiments/atari_ppo.py: same flags, same files, a curve that depends on encoder and seed.
+STAND_IN = """
+import json, pathlib, sys, time
+words = sys.argv[1:]
+flags = dict(zip((w[2:].replace("-", "_") for w in words[::2]), words[1::2]))
+if "resume" in flags:
+    folder = pathlib.Path(flags["resume"])
+    (folder / "model.zip").write_text("weights of a resumed run")
+    sys.exit()
+folder, total = pathlib.Path(flags.pop("run_dir")), int(flags["total_timesteps"])
+folder.mkdir()
+numbers = {k: v if k in ("game", "encoder", "device") else json.loads(v) for k, v in flags.items()}
+ppo = {k[4:]: v for k, v in numbers.items() if k.startswith("ppo.")}
+config = {k: v for k, v in numbers.items() if not k.startswith("ppo.")}
+(folder / "config.yml").write_text(json.dumps({"algo": "ppo", **config, "ppo": ppo}))
+(folder / "command.txt").write_text("python /x/atari_ppo.py --seed " + flags["seed"])
+(folder / "versions.txt").write_text("commit: abc\\n")
+if MODE == "fail" and flags["encoder"] == "nature":
+    sys.exit("out of luck")
+lines = ["time/total_timesteps,time/wall_seconds,time/cpu_seconds,rollout/ep_rew_mean", "1,1,1,"]
+good = {"nature": 1, "rl_s": 2}[flags["encoder"]] + int(flags["seed"]) / 10
+steps = range(2, total + 1) if MODE != "hang" else range(2, total // 2)
+lines += [f"{i},{2 * i},{3 * i},{good * i}" for i in steps]
+(folder / "progress.csv").write_text("\\n".join(lines) + "\\n")
+if MODE == "hang":
+    time.sleep(600)
+(folder / "model.zip").write_text("weights")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Replaces the PPO command; call it with a mode to change what the next runs do."""
+    path = tmp_path / "stand_in.py"
+
+    def write(mode="finish"):
+        path.write_text(f"MODE = {mode!r}\n{STAND_IN}")
+
+    write()
+    monkeypatch.setattr(race, "_PPO_COMMAND", path)
+    monkeypatch.setattr(race, "POLL_SECONDS", 0.05)
+    return write
+
+
+def flags(tmp_path, *more):
+    places = ["--race-dir", str(tmp_path / "races"), "--results-dir", str(tmp_path / "results")]
+    return ["--name", "r", "--total-timesteps", "50", "--points", "10", "--jobs", "4", *places, *more]
+
+
+def started(tmp_path):
+    """When each run's folder was made."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "races" / "r").glob("*/config.yml")}
+
+
+def test_every_cell_runs_with_equal_settings_and_lands_in_one_csv(tmp_path, stand_in, capsys):
+    race.main(flags(tmp_path, "--seeds", "0", "1", "--ppo.n-steps", "64", "--ppo.learning-rate", "1e-3"))
+    configs = [yaml.safe_load(p.read_text()) for p in (tmp_path / "races" / "r").glob("*/config.yml")]
+    assert {(c.pop("encoder"), c.pop("seed")) for c in configs} == {(e, s) for e in ("nature", "rl_s") for s in (0, 1)}
+    assert all(config == configs[0] for config in configs)
+    assert (configs[0]["ppo"]["n_steps"], configs[0]["ppo"]["learning_rate"]) == (64, 1e-3)
+    runs = {(run.encoder, run.seed): run for run in read_races([tmp_path / "results" / "race_r.csv"])}
+    assert len(runs) == 4 and {run.game for run in runs.values()} == {"pong"}
+    best = runs["rl_s", 1]
+    assert best.points.shape == (10, 4)
+    assert best.clock("timesteps")[[0, -1]].tolist() == [2, 50]
+    assert (best.clock("cpu_seconds") == 3 * best.clock("timesteps")).all()
+    assert best.scores[-1] == pytest.approx(2.1 * 50)
+    out = capsys.readouterr().out
+    assert "4 of 4 runs finished" in out
+    assert "race_r.csv --encoders nature rl_s --games pong --seeds 0 1 --name r" in out
+
+
+def test_csv_says_where_it_comes_from(tmp_path, stand_in):
+    race.main(flags(tmp_path))
+    lines = (tmp_path / "results" / "race_r.csv").read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    for run in ("pong__nature__s0", "pong__rl_s__s0"):
+        assert f"# {run}: command: python experiments/atari_ppo.py --seed 0" in comments
+        assert f"# {run}: commit: abc" in comments
+    assert next(csv.reader(lines[len(comments) :])) == list(COLUMNS)
+
+
+def test_a_race_grows_by_what_its_csv_lacks(tmp_path, stand_in, capsys):
+    csv_file = tmp_path / "results" / "race_r.csv"
+    race.main(flags(tmp_path, "--seeds", "1"))
+    first = {run.name: run.points.tolist() for run in read_races([csv_file])}
+    shutil.rmtree(tmp_path / "races")  # the next runs train elsewhere
+    race.main(flags(tmp_path, "--seeds", "1", "0", "--encoders", "rl_s", "--points", "5"))
+    assert "--encoders rl_s --games pong --seeds 1 0 --reference rl_s --name r" in capsys.readouterr().out
+    runs = {run.name: run.points for run in read_races([csv_file])}
+    assert list(runs) == ["pong__nature__s1", "pong__rl_s__s1", "pong__rl_s__s0"]
+    assert runs["pong__nature__s1"].tolist() == first["pong__nature__s1"]
+    assert [len(points) for points in runs.values()] == [10, 5, 5], "a run that trained again replaces the old one"
+    lines = csv_file.read_text().splitlines()
+    for name in runs:
+        assert sum(line.startswith(f"# {name}: command:") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notes of mine\n", "is not a race"),
+        (",".join(COLUMNS) + "\npong,rl_m,0,9000,2,3,4\n", "pong__rl_m__s0 with 9,000 timesteps, this race has 50"),
+    ],
+)
+def test_a_csv_that_is_in_the_way_is_refused_before_anything_trains(text, message, tmp_path, stand_in, capsys):
+    csv_file = tmp_path / "results" / "race_r.csv"
+    csv_file.parent.mkdir()
+    csv_file.write_text(text)
+    with pytest.raises(SystemExit) as refused:
+        race.main(flags(tmp_path))
+    assert refused.value.code == 2 and message in capsys.readouterr().err
+    assert csv_file.read_text() == text and not (tmp_path / "races").exists()
+
+
+def test_six_digits_of_a_csv_are_enough_to_add_to_it(tmp_path):
+    rows = [f"pong,nature,0,{t:.6g},1,1,1" for t in (1024, 978 * 1024)]  # 1,001,472 is kept as 1.00147e+06
+    (tmp_path / "race_r.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    config = race.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
+    race.check_csv(config)
+    with pytest.raises(ValueError, match="this race has 1,003,520"):
+        race.check_csv(replace(config, total_timesteps=980 * 1024))
+
+
+def test_finished_runs_are_kept_and_broken_ones_restart(tmp_path, stand_in):
+    race.main(flags(tmp_path))
+    before = started(tmp_path)
+    (tmp_path / "races" / "r" / "pong__rl_s__s0" / "model.zip").unlink()  # killed before it saved
+    race.main(flags(tmp_path, "--seeds", "0", "1"))
+    after = started(tmp_path)
+    assert after["pong__nature__s0"] == before["pong__nature__s0"]
+    assert after["pong__rl_s__s0"] > before["pong__rl_s__s0"]
+    assert len(read_races([tmp_path / "results" / "race_r.csv"])) == len(after) == 4
+
+
+def test_a_broken_run_with_a_checkpoint_goes_on_from_it(tmp_path, stand_in, monkeypatch):
+    race.main(flags(tmp_path))
+    before, broken = started(tmp_path), tmp_path / "races" / "r" / "pong__rl_s__s0"
+    (broken / "model.zip").unlink()
+    monkeypatch.setattr(race, "newest_checkpoint", lambda folder: broken / "49" if folder == broken else None)
+    race.main(flags(tmp_path))
+    assert started(tmp_path) == before
+    assert (broken / "model.zip").read_text() == "weights of a resumed run"
+
+
+def test_a_last_checkpoint_is_as_good_as_a_saved_model(tmp_path, monkeypatch):
+    """The command refuses to resume a run that has trained all its timesteps."""
+    run = race.plan(race.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "progress.csv").write_text("time/total_timesteps\n50\n")
+    for name, finished in (("49", False), ("52", True)):
+        monkeypatch.setattr(race, "newest_checkpoint", lambda folder, name=name: folder / name)
+        assert run.finished() == finished
+
+
+def test_a_saved_model_alone_does_not_make_a_run_finished(tmp_path, stand_in):
+    run = race.plan(race.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "model.zip").touch()
+    (run.folder / "progress.csv").write_text("time/total_timesteps\n49\n5")
+    assert run.timesteps() == 49 and not run.finished()
+    (run.folder / "progress.csv").write_text("time/total_timesteps\n50\n")
+    assert run.finished()
+
+
+def test_one_failure_stops_no_other_run(tmp_path, stand_in, capsys):
+    stand_in("fail")
+    with pytest.raises(SystemExit) as failure:
+        race.main(flags(tmp_path))
+    assert failure.value.code == race.FAILED_CODE
+    out = capsys.readouterr().out
+    assert "1 of 2 runs finished" in out and "pong__nature__s0.log" in out
+    assert "out of luck" in (tmp_path / "races" / "r" / "pong__nature__s0.log").read_text()
+    assert [run.encoder for run in read_races([tmp_path / "results" / "race_r.csv"])] == ["rl_s"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_stops_the_runs_and_says_how_to_go_on(tmp_path, stand_in, capsys, stop, monkeypatch):
+    stand_in("hang")
+    processes = []
+
+    def start_and_note(run, lock, real=race.start):
+        processes.append(real(run, lock))
+        return processes[-1]
+
+    def interrupt_once_all_run(*_):
+        if len(processes) == 2 and len(started(tmp_path)) == 2:
+            signal.raise_signal(stop)
+
+    monkeypatch.setattr(race, "start", start_and_note)
+    monkeypatch.setattr(race, "show", interrupt_once_all_run)
+    with pytest.raises(SystemExit) as interrupted:
+        race.main(flags(tmp_path))
+    assert interrupted.value.code == 130
+    assert all(process.poll() is not None for process in processes)
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_second_race_in_the_same_folder_is_refused(tmp_path, stand_in, capsys):
+    folder = tmp_path / "races" / "r"
+    with race.lock_folder(folder), pytest.raises(SystemExit):
+        race.main(flags(tmp_path))
+    assert "is still running" in capsys.readouterr().err
+    # A run that outlives its race holds the lock on.
+    with race.lock_folder(folder) as lock:
+        orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+    with pytest.raises(ValueError, match="or its runs are"):
+        race.lock_folder(folder)
+    orphan.communicate(b"\n")
+    race.lock_folder(folder).close()
+
+
+def test_a_run_with_other_settings_is_refused_and_left_alone(tmp_path, stand_in, capsys):
+    race.main(flags(tmp_path))
+    before = started(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        race.main(flags(tmp_path, "--n-envs", "4"))
+    assert refused.value.code == 2
+    assert "n_envs=8, this race has 4; give the race another --name" in capsys.readouterr().err
+    assert started(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--encoders", "rl-s"], "Did you mean 'rl_s'"),
+        (["--games", "pong", "Pong-v5"], "games must name at least one and none twice, got 'pong, pong'"),
+        (["--games", "pongg"], "pong"),
+        (["--jobs", "0"], "jobs must lie in [1, inf), got 0"),
+        (["--device", "tpu"], "device must be auto"),
+        (["--name", "a/b"], "name must be usable as a file name, got 'a/b'"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing_behind(wrong, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        race.main(flags(tmp_path, *wrong))
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "is not a race: it needs rows under the columns game"),
+        (",".join(COLUMNS) + "\n", "is not a race"),
+        (",".join(COLUMNS) + "\npong,rl_s,0,1,2,3,much\n", "not a point of a curve"),
+        (",".join(COLUMNS) + "\npong,rl_s,0,1,2\n", "not a point of a curve"),
+    ],
+)
+def test_a_file_that_is_no_race_is_refused(text, message, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_races([path])
+
+
+def test_the_same_run_in_two_files_is_refused(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(",".join(COLUMNS) + "\npong,rl_s,0,1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"rl_s on pong with seed 0 is in .*a.csv and in .*b.csv"):
+        read_races([tmp_path / "a.csv", tmp_path / "b.csv"])
+
+
+@pytest.mark.slow
+def test_a_real_race_killed_half_way_goes_on(tmp_path):
+    """Breakout with random play: games end within a few hundred timesteps."""
+    tiny = ["--n-envs", "4", "--ppo.n-steps", "32", "--ppo.batch-size", "64", "--ppo.n-epochs", "1"]
+    words = [*flags(tmp_path, "--games", "breakout", "--device", "cpu", *tiny), "--total-timesteps", "3000"]
+    command = [sys.executable, str(ROOT / "experiments" / "race.py"), *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not any((tmp_path / "races" / "r").glob("*/progress.csv")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    while subprocess.run(command, capture_output=True).returncode == 2:  # until the runs it left behind end
+        time.sleep(0.5)
+    runs = read_races([tmp_path / "results" / "race_r.csv"])
+    assert {run.encoder for run in runs} == {"nature", "rl_s"}
+    assert all(run.clock("timesteps")[-1] >= 3000 and (run.scores >= 0).all() for run in runs)

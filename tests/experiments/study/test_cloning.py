@@ -1,0 +1,75 @@
+"""Copying an agent: a policy anyone can learn is learnt, noise is not, and the scale has its 0 and 1 where it says."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from agents.agent_files import save_agent
+from agents.ppo import build_ppo
+from experiments.study import cloning
+from experiments.study.cloning import Lesson, Play, clone, examine, published_agent, record
+from mnv4_rl.atari import make_atari_env
+
+N = 600
+
+
+def play(probabilities, observations):
+    values = probabilities[:, 0]
+    return Play(observations, probabilities, (values - values.mean()) / values.std())
+
+
+def lesson_of(bright):
+    """An agent on Pong that acts on whether the picture is bright: (600,) bool for train and test alike."""
+    observations = th.where(bright, 200, 40).to(th.uint8)[:, None, None, None].expand(-1, 4, 84, 84).clone()
+    observations[:, :, :10] = 90
+    acts = th.tensor([[0.9] + [0.02] * 5, [0.02] * 5 + [0.9]])[bright.long()]
+    part = play(acts, observations)
+    return Lesson("pong", part, part)
+
+
+def test_a_policy_that_depends_on_what_is_seen_is_learnt():
+    learnt = clone("rl_s", lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5), 0)
+    assert learnt.policy > 0.8
+    assert learnt.value > 0.8
+
+
+def test_what_is_not_in_the_picture_is_not_learnt():
+    lesson = lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5)
+    shuffled = lesson.train._replace(observations=lesson.train.observations[th.randperm(N)])
+    assert clone("rl_s", Lesson("pong", shuffled, lesson.test), 0, updates=40).policy < 0.1
+
+
+def test_the_scale_is_0_for_the_mean_and_1_for_the_agent_itself(monkeypatch):
+    lesson = lesson_of(th.arange(N) % 2 == 0)
+    agent = (lesson.test.probabilities.log(), lesson.test.values)
+    monkeypatch.setattr(cloning, "_outputs", lambda _policy, batch: tuple(part[: len(batch)] for part in agent))
+    assert examine(None, lesson) == pytest.approx((1, 1))  # batches of 256 begin at even states
+    mean = lesson.train.probabilities.mean(0).log().expand(N, -1), th.zeros(N)
+    monkeypatch.setattr(cloning, "_outputs", lambda _policy, batch: tuple(part[: len(batch)] for part in mean))
+    assert examine(None, lesson) == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    lesson = lesson_of(th.arange(N) % 2 == 0)
+    assert clone("nature", lesson, 3, updates=2) == clone("nature", lesson, 3, updates=2)
+
+
+def test_play_is_recorded_from_the_agents_own_states(tmp_path):
+    env = make_atari_env("pong", 1, 0)
+    model = build_ppo(env, "nature", total_timesteps=1000, seed=0, device="cpu")
+    env.close()
+    save_agent(model, tmp_path / "pong__ppo__nature__s0" / "agent", optimizer=False)
+    folder = published_agent("pong", tmp_path)
+    lesson = record("pong", folder, seed=1, timesteps=7)
+    assert lesson.train.observations.shape == (13 * 3, 4, 84, 84) and lesson.test.observations.shape[0] == 3 * 3
+    assert lesson.train.observations.dtype == th.uint8
+    values = th.cat([lesson.train.values, lesson.test.values])
+    assert values.mean().item() == pytest.approx(0, abs=1e-5) and values.std().item() == pytest.approx(1, abs=1e-5)
+    with th.no_grad():
+        expected = model.policy.get_distribution(lesson.test.observations).distribution.probs
+    np.testing.assert_allclose(lesson.test.probabilities, expected, rtol=1e-5)
+
+
+def test_a_game_without_a_published_agent_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"has no agent of pong; publish one first with experiments/publish_agent.py"):
+        published_agent("pong", tmp_path)

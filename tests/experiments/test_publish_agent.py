@@ -1,0 +1,99 @@
+"""Publishing an agent: what is committed plays as the run's agent did, and its card says where it comes from."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from agents import agent_format
+from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.checkpoints import write_checkpoint
+from agents.runs.loading import load_run
+from experiments import publish_agent
+from mnv4_rl.atari import make_atari_env
+from mnv4_rl.atari import options as atari_options
+from tests.run_folders import write_config
+
+TIMESTEPS = 32
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 32 timesteps, with the files that a training command leaves."""
+    folder = tmp_path_factory.mktemp("trained")
+    env = make_atari_env("pong", 1)
+    settings = PPOHyperparameters(n_steps=16, batch_size=16)
+    model = build_ppo(env, "rl_s", total_timesteps=TIMESTEPS, hyperparameters=settings, seed=3, device="cpu")
+    model.learn(TIMESTEPS)
+    write_checkpoint(model, folder, {"counters": {"num_timesteps": TIMESTEPS}}, agent_format.describe(model))
+    env.close()
+    write_config(
+        folder, algo="ppo", game="pong", encoder="rl_s", seed=3, total_timesteps=TIMESTEPS, run_dir=str(folder)
+    )
+    (folder / "command.txt").write_text(f"/venv/bin/python /x/experiments/atari_ppo.py --run-dir {folder} --seed 3\n")
+    (folder / "versions.txt").write_text("torch: 2\ncommit: abc\n")
+    return folder, model
+
+
+@pytest.fixture
+def short_games(monkeypatch):
+    """Games of at most 200 emulator frames, clips of 10 timesteps."""
+    options = dataclasses.replace(atari_options.PROTOCOLS["sb3"], max_episode_frames=200)
+    monkeypatch.setitem(atari_options.PROTOCOLS, "sb3", options)
+    monkeypatch.setattr(publish_agent, "CLIP_TIMESTEPS", 10)
+
+
+def test_published_agent_is_the_runs_without_its_optimiser(run, short_games, tmp_path, capsys):
+    folder, model = run
+    publish_agent.main(["--run", str(folder), "--games", "4", "--n-envs", "2", "--agents-dir", str(tmp_path)])
+    published = tmp_path / "pong__ppo__rl_s__s3"
+    assert capsys.readouterr().out.count("game ") == 4
+    loaded = load_run(published, "cpu")
+    assert (loaded.game, loaded.algo, loaded.encoder) == ("pong", "ppo", "rl_s")
+    observations = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
+    actions = [agent.predict(observations, deterministic=True)[0].tolist() for agent in (model, loaded.model)]
+    assert actions[0] == actions[1]
+    n_bytes = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
+    assert n_bytes < sum(path.stat().st_size for path in (published / "agent").iterdir()) < 1.01 * n_bytes + 10_000
+    scores = json.loads((published / "evaluation.json").read_text())
+    assert scores["games"] == 4
+    card = (published / "README.md").read_text()
+    assert f"{scores['mean']:.1f} [" in card and "over 4 games" in card
+    assert "32 agent timesteps (128 frames), seed 3" in card and "commit: abc" in card
+    assert "`python experiments/atari_ppo.py --seed 3`" in card
+    assert (published / "play.gif").read_bytes()[:3] == b"GIF"
+    assert str(folder) not in card + (published / "config.yml").read_text()
+
+
+def test_published_again_it_is_replaced(run, short_games, tmp_path):
+    arguments = ["--run", str(run[0]), "--n-envs", "2", "--agents-dir", str(tmp_path), "--games"]
+    publish_agent.main([*arguments, "4"])
+    publish_agent.main([*arguments, "2"])
+    assert "over 2 games" in (tmp_path / "pong__ppo__rl_s__s3" / "README.md").read_text()
+    load_run(tmp_path / "pong__ppo__rl_s__s3", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("total", "flags", "message"),
+    [
+        (64, [], "stands at timestep 32 of 64; train it to the end with --resume"),
+        (TIMESTEPS, ["--games", "0"], "games"),
+        (TIMESTEPS, ["--n-envs", "0"], "n_envs"),
+    ],
+)
+def test_what_cannot_be_published_leaves_nothing(run, tmp_path, capsys, total, flags, message):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(run[0] / "checkpoints")
+    write_config(folder, algo="ppo", game="pong", encoder="rl_s", seed=3, total_timesteps=total)
+    with pytest.raises(SystemExit) as refused:
+        publish_agent.main(["--run", str(folder), "--agents-dir", str(tmp_path / "agents"), *flags])
+    assert refused.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "agents").exists()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        publish_agent.main(["--run", str(tmp_path)])
+    assert "holds no run" in capsys.readouterr().err
