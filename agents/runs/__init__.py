@@ -1,0 +1,1 @@
+"""One training run: its folder, logs, checkpoints, and what keeps it alive."""
