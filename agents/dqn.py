@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3 import DQN
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
+from torch.optim import Adam
 
 from agents.encoders import policy_kwargs
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
@@ -21,6 +22,7 @@ _RANGES = {
     "learning_starts": Interval(0),
     "batch_size": Interval(1),
     "learning_rate": Interval(0),
+    "adam_eps": Interval(0),
     "train_freq": Interval(1),
     "gradient_steps": Interval(1),
     "target_update_interval": Interval(1),
@@ -48,6 +50,8 @@ class DQNHyperparameters:
     """Transitions in a minibatch."""
     learning_rate: float = 1e-4
     """Adam's step size."""
+    adam_eps: float | None = None
+    """Added to the denominator of Adam's steps; None takes torch's 1e-8 for DQN and 0.01 / batch_size for QR-DQN."""
     train_freq: int = 4
     """Agent timesteps, over all environments, between two rounds of updates."""
     gradient_steps: int = 1
@@ -121,7 +125,7 @@ def build_dqn(
     h = hyperparameters or DQNHyperparameters()
     h.check()
     train_freq, gradient_steps = update_rhythm(h.train_freq, h.gradient_steps, env.num_envs)
-    algorithm, policy, optimizer = _algorithm(algo)
+    algorithm, policy = _algorithm(algo)
     return algorithm(
         policy,
         env,
@@ -139,19 +143,29 @@ def build_dqn(
         replay_buffer_class=AtariReplayBuffer,
         # SB3 ignores its own n_steps beside a replay_buffer_class.
         replay_buffer_kwargs={"n_steps": h.n_steps, "gamma": h.gamma},
-        policy_kwargs={**policy_kwargs(encoder), **optimizer},
+        policy_kwargs={**policy_kwargs(encoder), **_optimizer(algo, h)},
         seed=seed,
         device=device,
     )
 
 
-def _algorithm(algo: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Class, policy, and what the policy is told of the optimiser."""
+def _algorithm(algo: str) -> tuple[Any, Any]:
+    """Class and policy."""
     check_choice("algo", algo, ALGOS)
     if algo == "dqn":
-        return DQN, PixelDQNPolicy, {"optimizer_kwargs": {"fused": True}}  # one fused step of Adam, not one a weight
+        return DQN, PixelDQNPolicy
     try:
         from sb3_contrib import QRDQN
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"QR-DQN comes with sb3-contrib; install it with: {CONTRIB_INSTALL_LINE}") from error
-    return QRDQN, "CnnPolicy", {}  # QR-DQN sets Adam's eps only where it is told nothing of the optimiser
+    return QRDQN, "CnnPolicy"
+
+
+def _optimizer(algo: str, hyperparameters: DQNHyperparameters) -> dict[str, Any]:
+    """What the policy is told of the optimiser."""
+    h = hyperparameters
+    eps = {} if h.adam_eps is None else {"eps": h.adam_eps}
+    if algo == "dqn":
+        return {"optimizer_kwargs": {"fused": True, **eps}}  # one fused step of Adam, not one a weight
+    # QR-DQN sets Adam's eps only where it is told nothing of the optimiser.
+    return {"optimizer_class": Adam, "optimizer_kwargs": eps} if eps else {}

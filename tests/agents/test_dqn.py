@@ -39,6 +39,18 @@ def test_adam_is_fused_and_else_sb3s():
     assert ours.defaults == {**plain.defaults, "fused": True}
 
 
+@pytest.mark.parametrize(("algo", "unset"), [("dqn", 1e-8), ("qrdqn", 0.01 / 8)])
+def test_adam_eps_is_the_one_asked_for_else_the_algorithms_own(algo, unset):
+    def eps_of(adam_eps):
+        h = DQNHyperparameters(buffer_size=8, batch_size=8, adam_eps=adam_eps)
+        return build_dqn(tiny_env(), "nature", algo=algo, hyperparameters=h, device="cpu").policy.optimizer.defaults[
+            "eps"
+        ]
+
+    assert eps_of(1.5e-4) == 1.5e-4
+    assert eps_of(None) == pytest.approx(unset)
+
+
 def test_zoo_values_are_the_defaults():
     h = DQNHyperparameters()
     assert (h.buffer_size, h.learning_starts, h.batch_size, h.learning_rate) == (100_000, 100_000, 32, 1e-4)
