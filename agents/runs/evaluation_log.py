@@ -11,9 +11,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from agents.runs.callbacks import tensorboard_writers
 from agents.play.evaluate import Evaluation, evaluate, own_randomness
 from agents.play.video import ScreenEnv, Show, gif
+from agents.runs.callbacks import tensorboard_writers
 from mnv4_rl.atari import AtariVecEnv
 from mnv4_rl.atari.scores import human_normalised
 

@@ -18,8 +18,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from agents import agent_format
 from agents.runs.callbacks import tensorboard_writers
 from agents.runs.checkpoints import prune_checkpoints, write_checkpoint
-from agents.runs.guards import check_features
 from agents.runs.folder import RunFolder
+from agents.runs.guards import check_features
 from agents.runs.state import Clock, State, capture, restore_counters, restore_session
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch as th
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.runs import callbacks, evaluation_log, session as training
-from agents.encoders import encoder_of
-from agents.runs.callbacks import EncoderHealth, EnvTimer, TimeSplit, encoder_health
 from agents.dqn import DQNHyperparameters, build_dqn
+from agents.encoders import encoder_of
 from agents.play.evaluate import Evaluation
-from agents.runs.evaluation_log import PeriodicEvaluation, evaluation_scalars, record_clip
 from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs import callbacks, evaluation_log
+from agents.runs import session as training
+from agents.runs.callbacks import EncoderHealth, EnvTimer, TimeSplit, encoder_health
+from agents.runs.evaluation_log import PeriodicEvaluation, evaluation_scalars, record_clip
 from agents.runs.folder import RunFolder
 from agents.runs.saving import CheckpointPlan
 from agents.runs.state import Clock
@@ -114,7 +115,8 @@ def test_the_replays_transitions_are_counted_over_all_environments(runs):
 def test_a_resumed_run_evaluates_at_the_same_marks(tmp_path, monkeypatch):
     marks: list[int] = []
     monkeypatch.setattr(
-        "agents.runs.evaluation_log.evaluate_and_log", lambda model, make_env, n_games: marks.append(model.num_timesteps)
+        "agents.runs.evaluation_log.evaluate_and_log",
+        lambda model, make_env, n_games: marks.append(model.num_timesteps),
     )
     model = small_ppo(short_env(), "nature")
     for part in range(2):  # rollouts of 64 timesteps

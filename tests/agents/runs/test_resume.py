@@ -15,12 +15,13 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.runs import saving as sessions, session as training
+from agents.dqn import DQNHyperparameters, build_dqn
+from agents.runs import saving as sessions
+from agents.runs import session as training
 from agents.runs.callbacks import EnvTimer
 from agents.runs.checkpoints import newest_checkpoint, restore_model
-from agents.dqn import DQNHyperparameters, build_dqn
-from agents.runs.guards import FiniteGuard, NonFiniteError, check_losses
 from agents.runs.folder import RunFolder
+from agents.runs.guards import FiniteGuard, NonFiniteError, check_losses
 from agents.runs.lock import FolderInUseError, RunLock
 from agents.runs.logs import ITERATIONS, STEP, ProgressCsv, read_rows, rewind_logs
 from agents.runs.saving import CheckpointPlan

@@ -12,8 +12,8 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.runs.checkpoints import newest_checkpoint
 from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.logs import STEP, read_rows
 from experiments import atari_dqn, atari_ppo
 from mnv4_rl.atari import make_atari_env
