@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -139,12 +139,26 @@ def write_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace a CSV as :func:`write_file` does; the keys of the first row are the header."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], *, comments: Iterable[str] = (), digits: int | None = None
+) -> None:
+    """Replace a CSV as :func:`write_file` does.
+
+    Args:
+        path: The file.
+        rows: At least one; the keys of the first are the header.
+        comments: Lines in front of it, each written behind a ``#``.
+        digits: Significant digits that floats keep; all by default.
+    """
+
+    def shortened(value: Any) -> Any:
+        return f"{value:.{digits}g}" if digits and isinstance(value, float) else value
+
     text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in comments)
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: shortened(value) for key, value in row.items()} for row in rows)
     write_file(path, text.getvalue().encode())
 
 
