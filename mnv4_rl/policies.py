@@ -3,6 +3,13 @@
     PPO(mnv4_rl.policies.PixelActorCriticPolicy, env, policy_kwargs=dict(features_extractor_class=MNV4Extractor))
     DQN(mnv4_rl.policies.PixelDQNPolicy, env, policy_kwargs=dict(features_extractor_class=MNV4Extractor))
 
+With our encoder and what belongs to it as defaults, one argument is enough:
+
+    PPO(MNV4Policy, env)        A2C and sb3-contrib's TRPO too
+    DQN(MNV4DQNPolicy, env)
+    SAC(MNV4SACPolicy, env)
+    TD3(MNV4TD3Policy, env)     :mod:`mnv4_rl.contrib` has those of QR-DQN, RecurrentPPO and MaskablePPO
+
 SB3's ``"CnnPolicy"`` makes every batch ``obs.float() / 255`` before the encoder sees it: two passes over four times the
 bytes, which autograd then keeps. Here the numbers are the same, to rounding, and so are the names of the weights: they
 can go from one policy to the other. Every other extractor, NatureCNN among them, gets what SB3 gives it.
@@ -10,13 +17,28 @@ can go from one policy to the other. Every other extractor, NatureCNN among them
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import gymnasium as gym
 import torch as th
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel, ContinuousCritic
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
 from stable_baselines3.dqn.policies import QNetwork
+from stable_baselines3.sac.policies import Actor as SACActor
+from stable_baselines3.sac.policies import CnnPolicy as SACCnnPolicy
+from stable_baselines3.td3.policies import Actor as TD3Actor
+from stable_baselines3.td3.policies import CnnPolicy as TD3CnnPolicy
 from torch import Tensor, nn
+
+from mnv4_rl.checks import did_you_mean
+from mnv4_rl.extractors import MNV4CombinedExtractor, MNV4Extractor
 
 
 def takes_uint8(extractor: nn.Module) -> bool:
@@ -37,8 +59,8 @@ class PixelModel(BaseModel):
         """Observations, as they come from the environment or a buffer, to features.
 
         Args:
-            obs: A batch of observations. Only a uint8 tensor is handed on as it is, and not where SB3 was told not to
-                divide images by 255, by ``normalize_images=False``.
+            obs: A batch of observations, or a Dict of them. Only a uint8 tensor is handed on as it is, and not where
+                SB3 was told not to divide images by 255, by ``normalize_images=False``.
             features_extractor: The encoder.
 
         Returns:
@@ -50,10 +72,26 @@ class PixelModel(BaseModel):
             return self._extract(obs, features_extractor).float()
 
     def _extract(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
-        is_uint8 = isinstance(obs, Tensor) and obs.dtype == th.uint8
-        if is_uint8 and self.normalize_images and takes_uint8(features_extractor):
+        if not self.normalize_images:
+            return super().extract_features(obs, features_extractor)
+        if isinstance(obs, dict):
+            return self._extract_dict(obs, features_extractor)
+        if obs.dtype == th.uint8 and takes_uint8(features_extractor):
             return features_extractor(obs)
         return super().extract_features(obs, features_extractor)
+
+    def _extract_dict(self, obs: dict[str, Tensor], features_extractor: BaseFeaturesExtractor) -> Tensor:
+        space = self.observation_space
+        assert isinstance(space, spaces.Dict)  # its observations are
+        parts: Any = getattr(features_extractor, "extractors", {})
+        kept = {
+            key: value
+            for key, value in obs.items()
+            if value.dtype == th.uint8 and key in parts and takes_uint8(parts[key])
+        }
+        rest = {key: value for key, value in obs.items() if key not in kept}
+        scaled = cast("dict[str, Tensor]", preprocess_obs(rest, spaces.Dict({key: space[key] for key in rest})))
+        return features_extractor({**scaled, **kept})
 
 
 # SB3's own class already returns what its base's extract_features does not: two tensors if encoders are not shared.
@@ -74,4 +112,178 @@ class PixelDQNPolicy(DQNCnnPolicy):
         return PixelQNetwork(**net_args).to(self.device)
 
 
-__all__ = ["PixelActorCriticPolicy", "PixelDQNPolicy", "PixelModel", "PixelQNetwork", "takes_uint8"]
+class PixelSACActor(SACActor, PixelModel):
+    """SB3's actor of SAC on uint8 images."""
+
+
+class PixelTD3Actor(TD3Actor, PixelModel):
+    """SB3's actor of TD3 on uint8 images."""
+
+
+class PixelContinuousCritic(ContinuousCritic, PixelModel):
+    """SB3's critic of SAC and TD3 on uint8 images."""
+
+
+class MNV4Defaults:
+    """Mixin: our encoder, and what belongs to it, as defaults of one of SB3's policies.
+
+    Name it before the policy, ``class MyPolicy(MNV4Defaults, PixelDQNPolicy)``. Every default gives way to an argument
+    of its name in ``policy_kwargs``.
+
+    Args:
+        observation_space: An image, or a Dict with images, which gets an :class:`mnv4_rl.MNV4CombinedExtractor`.
+        action_space: What the algorithm allows.
+        lr_schedule: SB3 passes it.
+        variant: Encoder, a name of :func:`mnv4_rl.list_models`; ``"rl_s"`` by default.
+        features_dim: Width of the features, of each image's in a Dict; 512 by default.
+        **kwargs: Arguments of SB3's policy. ``features_extractor_class`` is ours by default; ``net_arch`` is
+            :attr:`default_net_arch`; Adam is PyTorch's fused one (same formula, one step for all weights) with SB3's
+            own ``eps``, ``optimizer_kwargs=dict(fused=False)`` is the other.
+
+    Attributes:
+        algorithms: Names of the algorithms it is a policy of.
+        default_net_arch: Layers behind the encoder; none where one linear layer on the features is enough.
+        default_optimizer_kwargs: What SB3 sets where nothing is passed.
+
+    Raises:
+        TypeError: For an argument that the policy does not have, or one that is given twice.
+    """
+
+    algorithms: ClassVar[str]
+    default_net_arch: ClassVar[tuple[int, ...]] = ()
+    default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, lr_schedule: Schedule, **kwargs: Any
+    ) -> None:
+        self._check_arguments(kwargs)
+        full = self.full_kwargs(observation_space, kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **full)  # type: ignore[call-arg]
+
+    @classmethod
+    def full_kwargs(cls, observation_space: gym.Space, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """``policy_kwargs`` with the defaults filled in, as SB3's own policy takes them.
+
+        Raises:
+            TypeError: For ``variant`` or ``features_dim`` beside the same in ``features_extractor_kwargs``.
+        """
+        full = dict(kwargs)
+        is_dict = isinstance(observation_space, spaces.Dict)
+        full.setdefault("features_extractor_class", MNV4CombinedExtractor if is_dict else MNV4Extractor)
+        full["features_extractor_kwargs"] = _extractor_kwargs(full, "cnn_output_dim" if is_dict else "features_dim")
+        full.setdefault("net_arch", list(cls.default_net_arch))
+        if full.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
+            full["optimizer_kwargs"] = _adam_kwargs(full.get("optimizer_kwargs"), cls.default_optimizer_kwargs)
+        return full
+
+    @classmethod
+    def _check_arguments(cls, kwargs: Mapping[str, Any]) -> None:
+        parents = cls.__mro__[cls.__mro__.index(MNV4Defaults) + 1 :]
+        policy = next(parent for parent in parents if "__init__" in vars(parent))
+        known = {*inspect.signature(policy).parameters, "variant", "features_dim"}
+        for name in kwargs:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise TypeError(
+                    f"{cls.__name__}, a policy of {cls.algorithms}, has no argument {name!r}.{did_you_mean(close)} "
+                    f"{_OF_OTHERS}"
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        """What SB3 looks for in vain where the policy is another algorithm's."""
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError as error:
+            raise AttributeError(f"{error}: it is a policy of {self.algorithms}. {_OF_OTHERS}") from None
+
+
+_OF_OTHERS = (
+    "PPO, A2C and TRPO take MNV4Policy, DQN MNV4DQNPolicy, SAC MNV4SACPolicy, TD3 and DDPG MNV4TD3Policy; "
+    "mnv4_rl.contrib has those of QR-DQN, RecurrentPPO and MaskablePPO."
+)
+
+
+def _extractor_kwargs(kwargs: dict[str, Any], width: str) -> dict[str, Any]:
+    """The extractor's arguments, with the short ones, which are taken out of ``kwargs``."""
+    found = dict(kwargs.get("features_extractor_kwargs") or {})
+    for short, name in (("variant", "variant"), ("features_dim", width)):
+        if (value := kwargs.pop(short, None)) is None:
+            continue
+        if name in found:
+            raise TypeError(f"{short}={value!r} is also in features_extractor_kwargs, as {name}={found[name]!r}.")
+        found[name] = value
+    return found
+
+
+def _adam_kwargs(given: Mapping[str, Any] | None, default: Mapping[str, Any]) -> dict[str, Any]:
+    """Adam's arguments: fused, unless another of its implementations is asked for."""
+    kwargs = dict(default if given is None else given)
+    if not any(kwargs.get(other) for other in ("foreach", "differentiable")):
+        kwargs.setdefault("fused", True)
+    return kwargs
+
+
+class MNV4Policy(MNV4Defaults, PixelActorCriticPolicy):  # type: ignore[misc]
+    """The policy of PPO, A2C and TRPO: ``PPO(MNV4Policy, env)``; arguments as :class:`MNV4Defaults`.
+
+    A2C brings an optimiser of its own, RMSprop, and keeps it.
+    """
+
+    algorithms = "PPO, A2C and TRPO"
+    default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {"eps": 1e-5}
+
+
+class MNV4DQNPolicy(MNV4Defaults, PixelDQNPolicy):
+    """The policy of DQN: ``DQN(MNV4DQNPolicy, env)``; arguments as :class:`MNV4Defaults`."""
+
+    algorithms = "DQN"
+
+
+class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
+    """The policy of SAC: ``SAC(MNV4SACPolicy, env)``; arguments as :class:`MNV4Defaults`.
+
+    Two layers of 256 follow the encoder: a critic of one linear layer could not weigh an action by the picture. Actor
+    and critic each have an encoder, trained by their own loss. With ``share_features_extractor=True`` there is one for
+    both, which costs half and is trained by the actor's loss alone; so SB3 has it.
+    """
+
+    algorithms = "SAC"
+    default_net_arch = (256, 256)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelSACActor:
+        """A new actor."""
+        return PixelSACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelContinuousCritic:
+        """A new critic, with an encoder of its own if none is given."""
+        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return PixelContinuousCritic(**kwargs).to(self.device)
+
+
+class MNV4TD3Policy(MNV4Defaults, TD3CnnPolicy):
+    """The policy of TD3 and DDPG: ``TD3(MNV4TD3Policy, env)``; layers and encoders as :class:`MNV4SACPolicy`'s."""
+
+    algorithms = "TD3 and DDPG"
+    default_net_arch = (256, 256)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelTD3Actor:
+        """A new actor."""
+        return PixelTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelContinuousCritic:
+        """A new critic, with an encoder of its own if none is given."""
+        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return PixelContinuousCritic(**kwargs).to(self.device)
+
+
+__all__ = [
+    "MNV4DQNPolicy",
+    "MNV4Policy",
+    "MNV4SACPolicy",
+    "MNV4TD3Policy",
+    "PixelActorCriticPolicy",
+    "PixelDQNPolicy",
+    "PixelModel",
+    "PixelQNetwork",
+    "takes_uint8",
+]
