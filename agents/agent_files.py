@@ -27,9 +27,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import agent_format
 from agents.runs.guards import check_finite
-from mnv4_rl.safe_files import MANIFEST, Writer, verify_folder, write_folder
+from mnv4_rl.safe_files import MAX_JSON_BYTES, Writer, read_file
+from mnv4_rl.sealed_folders import MANIFEST, SealedFolder, write_folder
 
 AGENT, TENSORS, TRAINING, REPLAY = "agent.json", "agent.safetensors", "training.json", "replay.npz"
+LIMITS = {AGENT: MAX_JSON_BYTES, TENSORS: 4 * 2**30, TRAINING: MAX_JSON_BYTES, REPLAY: 16 * 2**30}  # bytes of each file
 
 # What a well-formed file with wrong contents can set off while a model is built from it.
 _REFUSED = (
@@ -90,7 +92,7 @@ def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.dev
             f"{path} is no folder of save_agent. SB3's zips can run code when they are loaded: build the model with "
             "build_ppo or build_dqn, then call load_zip_weights(model, path), which reads the weights alone."
         )
-    verify_folder(path, (AGENT, TENSORS), (TRAINING, REPLAY))
+    SealedFolder(path, LIMITS, (AGENT, TENSORS)).verify()
     try:
         description = read_json(path / AGENT)
         model = agent_format.rebuild(description, env, device)
@@ -145,7 +147,7 @@ def load_tensors(model: BaseAlgorithm, path: Path, description: Mapping[str, Any
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one table."""
-    data = json.loads(path.read_bytes())
+    data = json.loads(read_file(path, MAX_JSON_BYTES, below=path.parent))
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} must be a table of names and values, got {type(data).__name__}.")
     return data

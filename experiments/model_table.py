@@ -13,17 +13,18 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 import torch as th
 
+from experiments.cli.results import ROOT, markdown_table
 from mnv4_rl import create_model
 from mnv4_rl.models.complexity import Complexity, measure
 from mnv4_rl.models.registry import get_spec, list_models
+from mnv4_rl.safe_files import write_file
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- models: begin -->\n", "<!-- models: end -->\n"
 ATARI_SIZE = 84
 COLUMNS = ("model", "parameters", "MMACs at 84", "its own size", "MMACs there", "activations at 84")
-HEADER = f"| {' | '.join(COLUMNS)} |\n|---{'|---:' * (len(COLUMNS) - 1)}|\n"
 NOTE = (
-    "\nRL models on 4 frames without classes, the others on RGB with 1000 classes; multiply-adds and activation bytes"
+    "\n\nRL models on 4 frames without classes, the others on RGB with 1000 classes; multiply-adds and activation bytes"
     " (fp32 outputs of\nconvolutions, linear layers and attention) of one image."
     " Made by `python experiments/model_table.py`.\n"
 )
@@ -38,18 +39,16 @@ def costs(name: str) -> tuple[Complexity, Complexity]:
     return measure(model, ATARI_SIZE), measure(model, spec.image_size)
 
 
-def row(name: str) -> str:
-    """One line of the table."""
+def row(name: str) -> list[str]:
+    """The cells of a model."""
     at_84, own = costs(name)
-    return (
-        f"| `{name}` | {own.parameters:,} | {at_84.macs / 1e6:,.1f} | {get_spec(name).image_size} | "
-        f"{own.macs / 1e6:,.1f} | {at_84.activation_bytes / 1e6:.2f} MB |\n"
-    )
+    sizes = f"{at_84.macs / 1e6:,.1f}", str(get_spec(name).image_size), f"{own.macs / 1e6:,.1f}"
+    return [f"`{name}`", f"{own.parameters:,}", *sizes, f"{at_84.activation_bytes / 1e6:.2f} MB"]
 
 
 def table() -> str:
     """The whole table, registry order."""
-    return HEADER + "".join(row(name) for name in list_models()) + NOTE
+    return markdown_table(COLUMNS, [row(name) for name in list_models()], numbers=True) + NOTE
 
 
 def with_table(readme: str) -> str:
@@ -66,7 +65,7 @@ def with_table(readme: str) -> str:
 
 def main() -> None:
     """Rewrite the table in place."""
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    write_file(README, with_table(README.read_text(encoding="utf-8")).encode())
     print(f"Renewed the table of {len(list_models())} models in {README.name}")
 
 

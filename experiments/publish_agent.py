@@ -31,19 +31,18 @@ from agents.play.video import gif
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.evaluation_log import record_clip
 from agents.runs.folder import KEPT_AGENT, read_config
-from experiments.cli.atari import N_ENVS, SEED, shown
+from experiments.cli.atari import N_ENVS, SEED
 from experiments.cli.command import parse, user_errors
-from experiments.publish import AGENTS, label_of, provenance
+from experiments.cli.results import AGENTS, ROOT, markdown_table, normalised_text, shown
+from experiments.racing.curves import label_of, provenance
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.options import PROTOCOLS
-from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
 from mnv4_rl.checks import check_positive, check_ranges
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_file
 
 PROTOCOL = "sb3"
 FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
-ROOT = Path(__file__).resolve().parents[1]
 CLIP_TIMESTEPS = 300  # 20 seconds of play
 CLIP_BYTES = 1_000_000
 _RANGES = {"n_envs": N_ENVS, "seed": SEED, "threads": THREADS}
@@ -149,29 +148,20 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
     rows = {
         "game": f"{settings['game']} (ALE), no sticky actions, the game's own actions",
         "score": f"{evaluation}: mean with 95 % interval, raw score of whole games, sampled actions",
-        "human-normalised": normalised(run.game, evaluation.mean),
+        "human-normalised": normalised_text(run.game, evaluation.mean),
         "training": f"{run.timesteps:,} agent timesteps ({frames:,} frames), seed {settings['seed']}",
         "algorithm": type(run.model).__name__,
         "encoder": f"`{settings['encoder']}`, {n_parameters:,} parameters with policy and value head",
         "command": f"`{command.removeprefix('command: ')}`",
         "versions": ", ".join(versions),
     }
-    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    table = markdown_table(("", ""), rows.items())
     return (
         f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n{table}\n\n"
         f"Watch it: `python experiments/watch.py {place}`. In code: "
         f'`agents.agent_files.load_agent("{place / KEPT_AGENT}")`. '
         "One run of one seed: another seed may score otherwise.\n"
     )
-
-
-def normalised(game: str, score: float) -> str:
-    """The score between random play (0) and a human tester (1)."""
-    value = human_normalised(game, score)
-    if value is None:
-        return "no reference scores for this game"
-    random, human = REFERENCE_SCORES[game]
-    return f"{value:.2f} (0 is random play at {random:g}, 1 a human tester at {human:g})"
 
 
 def main(args: list[str] | None = None) -> None:

@@ -25,8 +25,8 @@ from agents.play.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, 
 from agents.runs.loading import TrainedRun, load_run
 from experiments.cli.atari import SEED
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.cli.results import normalised_text
 from mnv4_rl.atari.options import PROTOCOLS, options_of
-from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
 from mnv4_rl.checks import check_positive, check_range
 from mnv4_rl.safe_files import write_file
 
@@ -170,14 +170,7 @@ def report(scores: list[float], game: str) -> list[str]:
     if not scores:
         return ["no game ended"]
     evaluation = Evaluation.of(scores)
-    normalised = human_normalised(game, evaluation.mean)
-    if normalised is None:
-        return [f"mean         {evaluation}", f"human-normalised: {game} has no reference scores"]
-    random, human = REFERENCE_SCORES[game]
-    return [
-        f"mean         {evaluation}",
-        f"human-normalised {normalised:.3f} (0 is random play at {random:g}, 1 a human tester at {human:g})",
-    ]
+    return [f"mean         {evaluation}", f"human-normalised {normalised_text(game, evaluation.mean)}"]
 
 
 if __name__ == "__main__":

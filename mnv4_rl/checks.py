@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 
 def check_positive(**values: int) -> None:
@@ -16,6 +17,14 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}. Pass an int of at least {least}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}. Pass a larger number.")
 
 
 @dataclass(frozen=True)

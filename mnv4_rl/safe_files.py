@@ -1,29 +1,113 @@
-"""Files and folders that are either whole or absent, whatever stops the process in between.
+"""Files that are safe to open, and written whole or not at all, whatever stops the process in between.
 
-A folder is written beside its final name, every file flushed to disk and listed with its SHA-256 in ``manifest.json``,
-and then renamed: one step of the file system decides whether it exists. Reading starts with the manifest.
+Only regular files are opened, without waiting, and read to a size known before; inside a folder from elsewhere no link
+is followed.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import errno
 import io
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
-MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+MAX_JSON_BYTES = 4_000_000
 
 Writer = Callable[[BinaryIO], object]
+Mode = Literal["rb", "ab", "r+b", "xb"]
+
+_FLAGS: dict[Mode, int] = {
+    "rb": os.O_RDONLY,
+    "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "r+b": os.O_RDWR,
+    "xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+}
+_NO_FOLLOW, _FOLDER = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_DIRECTORY", 0)
+# Without it, opening a pipe waits for its other end.
+_ALWAYS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NOT_REGULAR = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.ENODEV}
 
 
 class DamagedError(ValueError):
-    """A folder that is not what its manifest says."""
+    """A file or folder that is not what its kind, its schema or its manifest says."""
+
+
+def open_regular(path: Path, mode: Mode = "rb", *, below: Path | None = None) -> BinaryIO:
+    """Open a regular file: no pipe, device or folder, and never waiting for one.
+
+    Args:
+        path: The file.
+        mode: Read, append, change in place, or create where nothing is. A file that is written is never reached
+            through a link, nor one that has a second name.
+        below: A folder that the path lies in and that may be somebody else's: nothing below it may be a link.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedError: If it is a link that must not be followed, or no regular file.
+        OSError: If it cannot be opened.
+    """
+    flags = _FLAGS[mode] | _ALWAYS | (_NO_FOLLOW if below is not None or mode != "rb" else 0)
+    try:
+        descriptor = os.open(path, flags, 0o666) if below is None else _open_below(below, path, flags)
+    except OSError as error:
+        if error.errno not in _NOT_REGULAR:
+            raise
+        raise DamagedError(f"{path} is a link, a pipe or a device; only regular files are opened here.") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or (mode in ("ab", "r+b") and found.st_nlink > 1):
+        os.close(descriptor)
+        kind = "has a second name (a hard link)" if stat.S_ISREG(found.st_mode) else "is no regular file"
+        raise DamagedError(f"{path} {kind}; only regular files are opened here.")
+    return os.fdopen(descriptor, "wb" if mode == "xb" else mode)
+
+
+def _open_below(folder: Path, path: Path, flags: int) -> int:
+    """Open a path one component at a time, from a folder on."""
+    *folders, name = path.relative_to(folder).parts
+    if ".." in folders or name == "..":
+        raise DamagedError(f"{path} leads out of {folder}.")
+    current = os.open(folder, os.O_RDONLY | _FOLDER)
+    try:
+        for part in folders:
+            inner = os.open(part, os.O_RDONLY | _FOLDER | _NO_FOLLOW, dir_fd=current)
+            os.close(current)
+            current = inner
+        return os.open(name, flags, 0o666, dir_fd=current)
+    finally:
+        os.close(current)
+
+
+def read_file(path: Path, max_bytes: int, *, below: Path | None = None) -> bytes:
+    """What a regular file holds; arguments as :func:`open_regular`.
+
+    Raises:
+        DamagedError: If it is no regular file, or larger than ``max_bytes``.
+        OSError: If it cannot be read.
+    """
+    with open_regular(path, below=below) as file:
+        size = check_size(file, path, max_bytes)
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise DamagedError(f"{path} has {size:,} bytes by its folder's account and gives others when read.")
+    return content
+
+
+def check_size(file: BinaryIO, path: Path, max_bytes: int) -> int:
+    """The size of an open file in bytes.
+
+    Raises:
+        DamagedError: If it is larger than ``max_bytes``.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise DamagedError(f"{path} has {size:,} bytes; such a file has at most {max_bytes:,}.")
+    return size
 
 
 def make_folder(path: Path) -> None:
@@ -46,102 +130,47 @@ def write_file(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        _write_synced(partial, lambda file: file.write(content))
+        remove(partial)  # left by a killed process
+        write_synced(partial, lambda file: file.write(content))
         os.replace(partial, path)
     except BaseException:
-        _remove(partial)
+        remove(partial)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace a CSV as :func:`write_file` does; the keys of the first row are the header."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], *, comments: Iterable[str] = (), digits: int | None = None
+) -> None:
+    """Replace a CSV as :func:`write_file` does.
+
+    Args:
+        path: The file.
+        rows: At least one; the keys of the first are the header.
+        comments: Lines in front of it, each written behind a ``#``.
+        digits: Significant digits that floats keep; all by default.
+    """
+
+    def shortened(value: Any) -> Any:
+        return f"{value:.{digits}g}" if digits and isinstance(value, float) else value
+
     text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in comments)
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: shortened(value) for key, value in row.items()} for row in rows)
     write_file(path, text.getvalue().encode())
 
 
-def write_folder(path: Path, files: Mapping[str, Writer]) -> None:
-    """Write a folder of files with their manifest; one of the same name is replaced once the new one is complete.
-
-    Args:
-        path: The folder's final name.
-        files: File name -> what fills it.
-
-    Raises:
-        OSError: If it cannot be written; nothing of it stays behind, and an older folder of this name is untouched.
-    """
-    partial, old = path.with_name(path.name + PARTIAL), path.with_name(path.name + ".old" + PARTIAL)
-    try:
-        _remove(partial)  # left by a killed process
-        partial.mkdir(parents=True)
-        for name, fill in files.items():
-            _write_synced(partial / name, fill)
-        manifest = json.dumps({name: _fingerprint(partial / name) for name in files}, indent=1)
-        _write_synced(partial / MANIFEST, lambda file: file.write(manifest.encode()))
-        _sync_folder(partial)
-        _remove(old)
-        if path.exists():
-            os.rename(path, old)  # a folder cannot be renamed onto one that holds files
-        os.rename(partial, path)
-    except BaseException:
-        _remove(partial)
-        raise
-    _remove(old)
-    _sync_folder(path.parent)
-
-
-def verify_folder(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
-    """Check a folder against its manifest.
-
-    Args:
-        path: The folder.
-        required: Names its manifest must list.
-        optional: Names it may list; anything else in the folder is never opened.
-
-    Raises:
-        DamagedError: Naming the first file that is missing, unknown, cut short or changed.
-    """
-    manifest = _manifest(path)
-    if missing := set(required) - set(manifest):
-        raise DamagedError(f"{path}: the manifest does not list {', '.join(sorted(missing))}.")
-    for name, expected in manifest.items():
-        if name not in (known := (*required, *optional)):
-            raise DamagedError(f"{path}: the manifest lists {name!r}; known files are {', '.join(known)}.")
-        try:
-            found = _fingerprint(path / name)
-        except OSError as error:
-            raise DamagedError(f"{path}: {name} cannot be read ({error.strerror}).") from error
-        if found != expected:
-            raise DamagedError(f"{path}: {name} is not what was written ({found['bytes']:,} bytes); it is damaged.")
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: {MANIFEST} is missing or unreadable.") from error
-    if not isinstance(manifest, dict):
-        raise DamagedError(f"{path}: {MANIFEST} is no table of files.")
-    return manifest
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": digest}
-
-
-def _write_synced(path: Path, fill: Writer) -> None:
-    with path.open("wb") as file:
+def write_synced(path: Path, fill: Writer) -> None:
+    """Create a file where nothing is, and have it on the disk before returning."""
+    with open_regular(path, "xb") as file:
         fill(file)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make a rename inside the folder last through a power cut, where the file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -155,7 +184,8 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, as far as it can be; of a link, never what it leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

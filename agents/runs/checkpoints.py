@@ -13,11 +13,12 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import agent_format
-from agents.agent_files import AGENT, REPLAY, TENSORS, TRAINING, agent_files, load_tensors, read_json, writer
+from agents.agent_files import AGENT, LIMITS, REPLAY, TENSORS, TRAINING, agent_files, load_tensors, read_json, writer
 from agents.runs.guards import check_finite
 from agents.runs.replay_file import read_replay, write_replay
 from agents.runs.state import State
-from mnv4_rl.safe_files import DamagedError, verify_folder, write_folder
+from mnv4_rl.safe_files import DamagedError
+from mnv4_rl.sealed_folders import SealedFolder, write_folder
 
 CHECKPOINTS = "checkpoints"
 _NAME_DIGITS = 9
@@ -71,7 +72,7 @@ def newest_checkpoint(run: str | Path) -> Path | None:
     """The newest checkpoint of a run that is what its manifest says; damaged ones are warned about and passed by."""
     for path in _checkpoints(Path(run)):
         try:
-            verify_folder(path, (AGENT, TENSORS, TRAINING), (REPLAY,))
+            SealedFolder(path, LIMITS, (AGENT, TENSORS, TRAINING)).verify()
             return path
         except DamagedError as error:
             warnings.warn(f"damaged checkpoint passed by: {error}", RuntimeWarning, stacklevel=2)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
 
 from agents.runs.folder import versions
+from mnv4_rl.safe_files import write_csv
 
 Key = TypeVar("Key", bound=Hashable)
 Clock = Callable[[], float]
@@ -71,7 +73,9 @@ class Row:
     note: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+def write_rows(path: Path, rows: Iterable[Row], comments: Iterable[str]) -> None:
+    """Write all rows as a CSV, comment lines in front."""
+    write_csv(path, [asdict(row) for row in rows], comments=comments, digits=5)
 
 
 class Ratio(NamedTuple):

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from experiments.benchmarking.measuring import Row
+from experiments.cli.results import markdown_table
 
 _HEADER = (
     "model", "task", "device", "dtype", "batch", "image", "n_envs", "a second", "ratio", "lowest to highest",
@@ -30,9 +31,8 @@ def markdown(rows: Sequence[Row], comments: Sequence[str]) -> str:
     """One table a part, what is measured below, and machine and versions at the end."""
     blocks = []
     for part in dict.fromkeys(row.part for row in rows):
-        lines = [f"| {' | '.join(_HEADER)} |", f"|{'---|' * len(_HEADER)}"]
-        lines += [f"| {' | '.join(cells(row))} |" for row in rows if row.part == part]
-        blocks.append(f"## {part}\n\n" + "\n".join(lines))
+        table = markdown_table(_HEADER, [cells(row) for row in rows if row.part == part])
+        blocks.append(f"## {part}\n\n{table}")
     ending = "\n".join(f"- {line}" for line in comments)
     return "\n\n".join([*blocks, _LEGEND, ending]) + "\n"
 

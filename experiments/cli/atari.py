@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from agents.runs.guards import NonFiniteError
 from agents.runs.saving import CheckpointPlan
 from agents.runs.session import Outcome, Plan, Resume, go_on, needs_refill, rewind, train
 from experiments.cli.command import DIVERGED_CODE, INTERRUPTED_CODE, USER_ERROR_CODE, user_errors
+from experiments.cli.results import shown
 from experiments.study import candidates  # noqa: F401  makes their names known to --encoder
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import resolve_game
@@ -261,9 +261,3 @@ def summary(outcome: Outcome, run: RunFolder) -> str:
         f"curves       tensorboard --logdir {shown(run.path.parent)}",
     ]
     return "\n".join(lines)
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)

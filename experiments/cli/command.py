@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -28,16 +27,6 @@ def parse(config_class: type[Config], args: list[str] | None = None, default: Co
         default: Values of the flags left out, the dataclass's own by default.
     """
     return tyro.cli(config_class, args=args, default=tyro.MISSING_NONPROP if default is None else default)
-
-
-def check_file_name(name: str) -> None:
-    """Refuse a name that would land in another folder, or in none.
-
-    Raises:
-        ValueError: With the name.
-    """
-    if not name or name.startswith(".") or "\0" in name or Path(name).name != name:
-        raise ValueError(f"name must be usable as a file name, got {name!r}.")
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from experiments.publish import COLUMNS as CURVE_COLUMNS
+from experiments.cli.results import read_csv
+from experiments.racing.curves import COLUMNS as CURVE_COLUMNS
+from experiments.racing.curves import DIGITS
+from mnv4_rl.safe_files import write_csv
 
 COLUMNS = ("game", "encoder", "seed", *CURVE_COLUMNS)
 SCORE = list(CURVE_COLUMNS).index("raw_score_mean_100_games")
@@ -29,7 +31,7 @@ class RaceRun:
         game: Rom id.
         encoder: A key of :data:`agents.encoders.ENCODERS`.
         seed: Its seed.
-        points: (n_points, 4) float64, the columns those of :data:`experiments.publish.COLUMNS`.
+        points: (n_points, 4) float64, the columns those of :data:`experiments.racing.curves.COLUMNS`.
     """
 
     game: str
@@ -65,14 +67,8 @@ def run_name(game: str, encoder: str, seed: int) -> str:
 
 def write_race(path: Path, runs: Iterable[RaceRun], provenance: Iterable[str]) -> None:
     """Write all runs, with comment lines in front; an existing file is replaced once the new one is complete."""
-    new = path.with_suffix(".new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {line}\n" for line in provenance)
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for run in runs:
-            writer.writerows([run.game, run.encoder, run.seed, *(f"{x:.6g}" for x in point)] for point in run.points)
-    new.replace(path)
+    points = ((run.game, run.encoder, run.seed, *point.tolist()) for run in runs for point in run.points)
+    write_csv(path, [dict(zip(COLUMNS, point, strict=True)) for point in points], comments=provenance, digits=DIGITS)
 
 
 def add_to_race(path: Path, runs: Sequence[RaceRun], provenance: Sequence[str]) -> None:
@@ -116,15 +112,9 @@ def read_races(paths: Sequence[Path]) -> list[RaceRun]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    needed = f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}."
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(line for line in file if not line.startswith("#"))
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(needed) from error
-    if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
-        raise ValueError(needed)
+    rows = read_csv(path)
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise ValueError(f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}.")
     return rows
 
 

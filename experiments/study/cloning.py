@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from agents.agent_files import load_agent
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.folder import KEPT_AGENT
-from experiments.publish import AGENTS
+from experiments.cli.results import AGENTS
 from mnv4_rl.atari import make_atari_env
 
 N_ENVS, N_TEST_ENVS = 16, 3

@@ -1,4 +1,4 @@
-"""ALE's games as an SB3 vector environment, their options, reference scores and episode log."""
+"""ALE's games as an SB3 vector environment, their options and reference scores."""
 
 from mnv4_rl.atari.env import AtariVecEnv, make_atari_env
 

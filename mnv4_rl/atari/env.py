@@ -39,19 +39,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from mnv4_rl.atari.episode_log import EpisodeLog
 from mnv4_rl.atari.games import minimal_actions, resolve_game
-from mnv4_rl.atari.options import PROTOCOLS, AtariOptions, check_count, options_of
-
-_SEED_LIMIT = 2**31  # ALE's seeds are C ints
+from mnv4_rl.atari.options import PROTOCOLS, AtariOptions, options_of
+from mnv4_rl.checks import check_count
+from mnv4_rl.episode_log import EpisodeLog
+from mnv4_rl.native_env import NativeVecEnv
 
 
 def make_atari_env(
@@ -72,7 +70,7 @@ def make_atari_env(
         seed: Seed of the first environment, the others get the numbers after it; None for a random one.
         protocol: A row of `mnv4_rl.atari.options.PROTOCOLS`: "sb3" or "machado".
         num_threads: ALE's worker threads; 0 for one per environment, at most one per core.
-        monitor_path: File for one CSV row per whole game, see `mnv4_rl.atari.episode_log.EpisodeLog`.
+        monitor_path: File for one CSV row per whole game, see `mnv4_rl.episode_log.EpisodeLog`.
         **options: Fields of `mnv4_rl.atari.options.AtariOptions` that differ from the protocol's.
 
     Returns:
@@ -87,7 +85,7 @@ def make_atari_env(
     )
 
 
-class AtariVecEnv(VecEnv):
+class AtariVecEnv(NativeVecEnv):
     """ALE's vector environment behind SB3's contract; the module docstring numbers what happens to pixels and rewards.
 
     Every done carries a valid `terminal_observation`, and `TimeLimit.truncated` says whether it was the frame limit.
@@ -135,7 +133,6 @@ class AtariVecEnv(VecEnv):
             spaces.Discrete(len(self._action_meanings)),
         )
         self.seed(seed)
-        self._pending = False
         self._press_fire = np.zeros(n_envs, dtype=bool)
         self._lives = np.zeros(n_envs, dtype=np.int32)
         self._game_starts = np.zeros(n_envs, dtype=np.int64)  # emulator frame at which the running game began
@@ -145,20 +142,6 @@ class AtariVecEnv(VecEnv):
     def action_meanings(self) -> tuple[str, ...]:
         """What each action presses: `("NOOP", "FIRE", "RIGHT", "LEFT")` for Breakout."""
         return self._action_meanings
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next `reset`: environment i gets `seed` + i; None draws a random one.
-
-        Raises:
-            TypeError: `seed` is not a whole number.
-            ValueError: A seed would leave ALE's range, 0 to 2**31 - 1.
-        """
-        if seed is None:
-            seed = int(np.random.randint(0, _SEED_LIMIT - self.num_envs))
-        check_count("seed", seed, 0)
-        if seed > _SEED_LIMIT - self.num_envs:
-            raise ValueError(f"seed must be at most 2**31 - n_envs, {_SEED_LIMIT - self.num_envs}, got {seed}.")
-        return super().seed(seed)
 
     def reset(self) -> np.ndarray:
         """Start a new game in every environment.
@@ -181,33 +164,10 @@ class AtariVecEnv(VecEnv):
         self._reset_options()
         return self._chw(observations)
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Start a timestep in every environment.
+    def _send(self, actions: np.ndarray) -> None:
+        self._open_ale().send(np.where(self._press_fire, 1, actions))
 
-        Args:
-            actions: (n_envs,) integers below `action_space.n`.
-
-        Raises:
-            ValueError: Wrong shape, dtype or range; nothing is stepped.
-            RuntimeError: A step is under way, or the environment is closed.
-        """
-        ale = self._open_ale()
-        if self._pending:
-            raise RuntimeError("A step is already under way. Call step_wait() before the next step_async().")
-        actions = self._checked_actions(actions)
-        ale.send(np.where(self._press_fire, 1, actions))
-        self._pending = True
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """Finish the timestep.
-
-        Returns:
-            Observations (n_envs, channels, height, width) uint8, rewards (n_envs,) float32, dones (n_envs,) bool, and
-            one info dict per environment.
-        """
-        if not self._pending:
-            raise RuntimeError("No step is under way. Call step_async(actions) first.")
-        self._pending = False
+    def _receive(self) -> VecEnvStepReturn:
         observations, raw_rewards, terminated, truncated, info = self._open_ale().recv()
         observations = self._chw(observations)
         self._log.add(raw_rewards)
@@ -244,36 +204,6 @@ class AtariVecEnv(VecEnv):
         """Not available, see `get_images`."""
         self.get_images()
         return None
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of this object, once per index: all environments share it."""
-        value = getattr(self, attr_name)
-        return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of this object.
-
-        Raises:
-            ValueError: `indices` leaves out some environments: they share every attribute.
-        """
-        self._check_all(indices, f"set_attr({attr_name!r})")
-        setattr(self, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call a method of this object once and return its result once per environment.
-
-        Raises:
-            ValueError: `indices` leaves out some environments: they live in one native object.
-        """
-        self._check_all(indices, f"env_method({method_name!r})")
-        result = getattr(self, method_name)(*method_args, **method_kwargs)
-        return [result] * self.num_envs
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True for SB3's `Monitor` alone: with it, `evaluate_policy` reads `info["episode"]`, scores of whole games."""
-        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def _track_games(self, info: dict[str, np.ndarray]) -> np.ndarray:
         """Note who must press FIRE next, and return whose game ended with this timestep, (n_envs,) bool."""
@@ -312,31 +242,10 @@ class AtariVecEnv(VecEnv):
             return observations
         return observations.transpose(0, 1, 4, 2, 3).reshape(-1, *self.observation_space.shape)  # type: ignore[misc]
 
-    def _checked_actions(self, actions: np.ndarray) -> np.ndarray:
-        actions = np.asarray(actions)
-        n_actions = len(self._action_meanings)
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be {self.num_envs} integers, one per environment, "
-                f"got shape {actions.shape} of {actions.dtype}."
-            )
-        if actions.min() < 0 or actions.max() >= n_actions:
-            raise ValueError(
-                f"actions must lie in 0..{n_actions - 1} for {self.game} "
-                f"({', '.join(self._action_meanings)}), got {actions}."
-            )
-        return actions.astype(np.int64, copy=False)
-
     def _open_ale(self) -> AtariVectorEnv:
         if self._ale is None:
             raise RuntimeError("The environment is closed. Build a new one with make_atari_env().")
         return self._ale
-
-    def _check_all(self, indices: VecEnvIndices, what: str) -> None:
-        if set(self._get_indices(indices)) != set(range(self.num_envs)):
-            raise ValueError(
-                f"{what} reaches all {self.num_envs} environments at once, got indices={indices}. Leave it out."
-            )
 
 
 def _ale_vector_env(game: str, n_envs: int, options: AtariOptions, num_threads: int) -> AtariVectorEnv:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
-from mnv4_rl.checks import did_you_mean
+from mnv4_rl.checks import check_count, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +77,6 @@ def options_of(protocol: str, changes: Mapping[str, Any]) -> AtariOptions:
             close = difflib.get_close_matches(name, names, n=1)
             raise TypeError(f"Unknown option {name!r}.{did_you_mean(close)} The options are {', '.join(names)}.")
     return dataclasses.replace(PROTOCOLS[protocol], **changes)
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}. Pass an int of at least {least}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}. Pass a larger number.")
 
 
 def _check_probability(name: str, value: object) -> None:

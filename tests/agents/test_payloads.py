@@ -19,7 +19,7 @@ from agents.agent_files import load_agent, load_zip_weights, save_agent
 from agents.runs.checkpoints import read_state, write_checkpoint
 from agents.runs.replay_file import read_replay
 from agents.runs.state import Clock, capture, restore_counters, restore_session
-from mnv4_rl import safe_files
+from mnv4_rl import sealed_folders
 from tests.tiny_env import dqn, same, tiny_ppo
 
 
@@ -108,9 +108,9 @@ def test_zip_of_another_encoder_or_none_at_all_is_refused(zipped, tmp_path):
 
 def seal(folder):
     """Write the manifest that fits the folder, as an attacker would."""
-    names = [path.name for path in folder.iterdir() if path.name != safe_files.MANIFEST]
-    manifest = {name: safe_files._fingerprint(folder / name) for name in names}
-    (folder / safe_files.MANIFEST).write_text(json.dumps(manifest))
+    names = [path.name for path in folder.iterdir() if path.name != sealed_folders.MANIFEST]
+    manifest = {name: sealed_folders._fingerprint(folder / name).model_dump() for name in names}
+    (folder / sealed_folders.MANIFEST).write_text(json.dumps(manifest))
 
 
 def leaves(data, path=()):

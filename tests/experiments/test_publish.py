@@ -3,6 +3,7 @@ import csv
 import pytest
 
 from experiments import publish
+from experiments.racing.curves import read_run
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_curve_keeps_its_ends_and_says_where_it_comes_from(run, tmp_path):
 
 
 def test_a_short_curve_is_kept_whole(run):
-    assert [row["timesteps"] for row in publish.read_run(run, 200).rows] == [1024 * i for i in range(2, 42)]
+    assert [row["timesteps"] for row in read_run(run, 200).rows] == [1024 * i for i in range(2, 42)]
 
 
 def test_folder_without_a_run_is_refused(tmp_path, capsys):

@@ -244,7 +244,7 @@ def test_watching_prints_scores_and_writes_both_files(run_dir, tmp_path, short_g
     scores = [float(line.split()[-1]) for line in lines[1:3]]
     assert lines[3].split()[0] == "mean" and "over 2 games" in lines[3]
     normalised = (np.mean(scores) + 20.7) / (14.6 + 20.7)
-    assert lines[4] == f"human-normalised {normalised:.3f} (0 is random play at -20.7, 1 a human tester at 14.6)"
+    assert lines[4] == f"human-normalised {normalised:.2f} (0 is random play at -20.7, 1 a human tester at 14.6)"
     with imageio.get_reader(tmp_path / "a.mp4") as reader:
         n_screens = sum(1 for _ in reader)
     assert 80 <= n_screens <= 102  # two games of at most 50 timesteps, each with its first screen
@@ -275,7 +275,7 @@ def test_ctrl_c_keeps_what_was_played(run_dir, tmp_path, short_games, capsys, mo
 
 
 def test_a_game_without_reference_scores_is_said_to_have_none():
-    assert watch.report([3.0], "tetris")[1] == "human-normalised: tetris has no reference scores"
+    assert watch.report([3.0], "tetris")[1] == "human-normalised no reference scores for this game"
     assert watch.report([], "pong") == ["no game ended"]
 
 

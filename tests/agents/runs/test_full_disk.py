@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from agents.runs.logs import EventFile, TensorBoardWriter
-from mnv4_rl.atari.episode_log import EpisodeLog
+from mnv4_rl.episode_log import EpisodeLog
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's device that is always full")

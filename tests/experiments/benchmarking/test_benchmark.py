@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from experiments import benchmark
 from experiments.benchmarking import encoders as benchmark_encoders
-from experiments.benchmarking import measuring
+from experiments.benchmarking import measuring, plan
 from experiments.benchmarking import training as benchmark_training
 from experiments.benchmarking.encoders import (
     Cost,
@@ -22,7 +23,7 @@ from experiments.benchmarking.encoders import (
     measure_group,
     random_images,
 )
-from experiments.benchmarking.measuring import COLUMNS, Row, calls_per_second, interleave, ratio
+from experiments.benchmarking.measuring import Row, calls_per_second, interleave, ratio
 from experiments.benchmarking.training import CONTENDERS, Contender, Task, build_agent
 
 TINY = ["--forward-batches", "1", "--rl-batch", "2", "--other-batch", "1", "--frame-batch", "1", "--frame-sizes", "40"]
@@ -203,7 +204,7 @@ def test_command_measures_writes_and_says_where(tmp_path, capsys, monkeypatch):
     comments = [line for line in lines if line.startswith("# ")]
     assert all(any(f"# {key}: " in line for line in comments) for key in ("torch", "cpu", "cores", "threads", "commit"))
     rows = list(csv.DictReader(lines[len(comments) :]))
-    assert tuple(rows[0]) == COLUMNS
+    assert list(rows[0]) == [field.name for field in fields(Row)]
     assert {row["model"] for row in rows} == {"nature", "rl_s", "mobilenet_v4_nano"}
     assert {row["dtype"] for row in rows} == {"fp32", "bf16"}
     assert {(row["part"], row["task"], row["batch"], row["size"]) for row in rows} == {
@@ -225,20 +226,20 @@ def test_command_measures_writes_and_says_where(tmp_path, capsys, monkeypatch):
 
 def test_timm_is_left_out_with_the_reason_where_it_cannot_be_imported(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "timm", None)
-    config = benchmark.BenchmarkConfig(parts=("encoders",), devices=("cpu",))
-    groups = benchmark.plan_encoders(config)
+    config = plan.BenchmarkConfig(parts=("encoders",), devices=("cpu",))
+    groups = plan.plan_encoders(config)
     assert not any(benchmark_encoders.TIMM_NAME in g.models for g in groups)
     assert "is left out" in (out := capsys.readouterr().out) and "pip install timm" in out
 
 
 def test_training_is_left_out_with_the_reason_without_sb3s_wrappers(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_training, "find_spec", lambda name: None)
-    assert benchmark.plan_training(benchmark.BenchmarkConfig(devices=("cpu",))) == []
+    assert plan.plan_training(plan.BenchmarkConfig(devices=("cpu",))) == []
     assert "need cv2; install it with" in capsys.readouterr().out
 
 
 def test_training_parts_plan_every_algorithm_and_number_of_environments():
-    tasks = benchmark.plan_training(benchmark.BenchmarkConfig(devices=("cpu",), growth=(1, 64)))
+    tasks = plan.plan_training(plan.BenchmarkConfig(devices=("cpu",), growth=(1, 64)))
     found = [(task.part, task.algo, task.n_envs, len(contenders)) for task, contenders in tasks]
     assert found == [
         ("end-to-end", "ppo", 8, len(CONTENDERS)),
@@ -309,7 +310,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
         calls.append(group)
         return [row]
 
-    monkeypatch.setattr(benchmark, "measure_group", measure_then_stop)
+    monkeypatch.setattr(plan, "measure_group", measure_then_stop)
     with pytest.raises(SystemExit) as interrupted:
         benchmark.main([*TINY, "--encoders", "rl_s", "--parts", "encoders", "--results-dir", str(tmp_path)])
     assert interrupted.value.code == 130

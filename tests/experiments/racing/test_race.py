@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from experiments import race
+from experiments.racing import running
 from experiments.racing.results import COLUMNS, read_races
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,8 +56,8 @@ def stand_in(tmp_path, monkeypatch):
         path.write_text(f"MODE = {mode!r}\n{STAND_IN}")
 
     write()
-    monkeypatch.setattr(race, "_PPO_COMMAND", path)
-    monkeypatch.setattr(race, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(running.run_race, "__defaults__", (path,))
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.05)
     return write
 
 
@@ -134,10 +135,10 @@ def test_a_csv_that_is_in_the_way_is_refused_before_anything_trains(text, messag
 def test_six_digits_of_a_csv_are_enough_to_add_to_it(tmp_path):
     rows = [f"pong,nature,0,{t:.6g},1,1,1" for t in (1024, 978 * 1024)]  # 1,001,472 is kept as 1.00147e+06
     (tmp_path / "race_r.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
-    config = race.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
-    race.check_csv(config)
+    config = running.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
+    running.check_csv(config)
     with pytest.raises(ValueError, match="this race has 1,003,520"):
-        race.check_csv(replace(config, total_timesteps=980 * 1024))
+        running.check_csv(replace(config, total_timesteps=980 * 1024))
 
 
 def test_finished_runs_are_kept_and_broken_ones_restart(tmp_path, stand_in):
@@ -155,7 +156,7 @@ def test_a_broken_run_with_a_checkpoint_goes_on_from_it(tmp_path, stand_in, monk
     race.main(flags(tmp_path))
     before, broken = started(tmp_path), tmp_path / "races" / "r" / "pong__rl_s__s0"
     (broken / "model.zip").unlink()
-    monkeypatch.setattr(race, "newest_checkpoint", lambda folder: broken / "49" if folder == broken else None)
+    monkeypatch.setattr(running, "newest_checkpoint", lambda folder: broken / "49" if folder == broken else None)
     race.main(flags(tmp_path))
     assert started(tmp_path) == before
     assert (broken / "model.zip").read_text() == "weights of a resumed run"
@@ -163,16 +164,16 @@ def test_a_broken_run_with_a_checkpoint_goes_on_from_it(tmp_path, stand_in, monk
 
 def test_a_last_checkpoint_is_as_good_as_a_saved_model(tmp_path, monkeypatch):
     """The command refuses to resume a run that has trained all its timesteps."""
-    run = race.plan(race.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run = running.plan(running.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
     run.folder.mkdir(parents=True)
     (run.folder / "progress.csv").write_text("time/total_timesteps\n50\n")
     for name, finished in (("49", False), ("52", True)):
-        monkeypatch.setattr(race, "newest_checkpoint", lambda folder, name=name: folder / name)
+        monkeypatch.setattr(running, "newest_checkpoint", lambda folder, name=name: folder / name)
         assert run.finished() == finished
 
 
 def test_a_saved_model_alone_does_not_make_a_run_finished(tmp_path, stand_in):
-    run = race.plan(race.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run = running.plan(running.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
     run.folder.mkdir(parents=True)
     (run.folder / "model.zip").touch()
     (run.folder / "progress.csv").write_text("time/total_timesteps\n49\n5")
@@ -197,7 +198,7 @@ def test_interrupt_stops_the_runs_and_says_how_to_go_on(tmp_path, stand_in, caps
     stand_in("hang")
     processes = []
 
-    def start_and_note(run, lock, real=race.start):
+    def start_and_note(run, lock, real=running.start):
         processes.append(real(run, lock))
         return processes[-1]
 
@@ -205,8 +206,8 @@ def test_interrupt_stops_the_runs_and_says_how_to_go_on(tmp_path, stand_in, caps
         if len(processes) == 2 and len(started(tmp_path)) == 2:
             signal.raise_signal(stop)
 
-    monkeypatch.setattr(race, "start", start_and_note)
-    monkeypatch.setattr(race, "show", interrupt_once_all_run)
+    monkeypatch.setattr(running, "start", start_and_note)
+    monkeypatch.setattr(running, "show", interrupt_once_all_run)
     with pytest.raises(SystemExit) as interrupted:
         race.main(flags(tmp_path))
     assert interrupted.value.code == 130
@@ -217,16 +218,16 @@ def test_interrupt_stops_the_runs_and_says_how_to_go_on(tmp_path, stand_in, caps
 
 def test_a_second_race_in_the_same_folder_is_refused(tmp_path, stand_in, capsys):
     folder = tmp_path / "races" / "r"
-    with race.lock_folder(folder), pytest.raises(SystemExit):
+    with running.lock_folder(folder), pytest.raises(SystemExit):
         race.main(flags(tmp_path))
     assert "is still running" in capsys.readouterr().err
     # A run that outlives its race holds the lock on.
-    with race.lock_folder(folder) as lock:
+    with running.lock_folder(folder) as lock:
         orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
     with pytest.raises(ValueError, match="or its runs are"):
-        race.lock_folder(folder)
+        running.lock_folder(folder)
     orphan.communicate(b"\n")
-    race.lock_folder(folder).close()
+    running.lock_folder(folder).close()
 
 
 def test_a_run_with_other_settings_is_refused_and_left_alone(tmp_path, stand_in, capsys):

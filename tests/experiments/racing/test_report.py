@@ -9,7 +9,7 @@ import pytest
 
 from experiments import report
 from experiments.cli.command import parse
-from experiments.publish import RESULTS
+from experiments.cli.results import RESULTS
 from experiments.racing.matrix import (
     common_grid,
     cost_to_reach,
@@ -21,8 +21,9 @@ from experiments.racing.matrix import (
     normalised,
     relative_speed,
 )
+from experiments.racing.reporting import ReportConfig, game_curve, iqm_curve, read_matrix
 from experiments.racing.results import RaceRun, write_race
-from experiments.report import ReportConfig
+from experiments.racing.table import command_line, table
 
 # Pong's reference scores are -20.7 and 14.6, Breakout's 1.7 and 30.5.
 HUMAN, RANDOM = {"pong": 14.6, "breakout": 30.5}, {"pong": -20.7, "breakout": 1.7}
@@ -83,12 +84,12 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
 
 def test_the_same_races_give_the_same_table(config):
     races = full_matrix(two_encoders(), "nature")
-    assert report.table(races, config) == report.table(races, config)
+    assert table(races, config) == table(races, config)
 
 
 def test_iqm_curve_is_the_line_the_runs_are_on(config):
     races = full_matrix(two_encoders(), "nature")
-    timesteps, iqm = report.iqm_curve(races, "rl_s", config)
+    timesteps, iqm = iqm_curve(races, "rl_s", config)
     grid = mean_clock(races.all_of("rl_s"), "cpu_seconds", timesteps)
     assert grid.tolist() == [0, 1.25, 2.5, 3.75, 5]
     assert iqm.point == pytest.approx(np.linspace(0, 0.81, 5))
@@ -97,7 +98,7 @@ def test_iqm_curve_is_the_line_the_runs_are_on(config):
 
 def test_a_games_curve_is_the_mean_over_its_seeds_inside_its_interval(config):
     races = full_matrix(two_encoders(), "nature")
-    seconds, mean = report.game_curve(races, "rl_s", "pong", "wall_seconds", config)
+    seconds, mean = game_curve(races, "rl_s", "pong", "wall_seconds", config)
     assert seconds.tolist() == [0, 5, 10, 15, 20]
     assert normalised("pong", mean.point) == pytest.approx(np.linspace(0, 0.81, 5))
     assert normalised("pong", mean.low[-1]) == pytest.approx(0.80, abs=0.004)
@@ -106,18 +107,18 @@ def test_a_games_curve_is_the_mean_over_its_seeds_inside_its_interval(config):
 
 def test_published_scores_stand_beside_runs_of_their_length(config):
     long = [run_of(encoder, 0, 0.5, game, total=1_000_448) for encoder in ("nature", "rl_s") for game in HUMAN]
-    text = report.table(full_matrix(long, "nature"), config)
+    text = table(full_matrix(long, "nature"), config)
     assert "| NatureCNN as published by rl-trained-agents | -12.0 | 25.7 |" in text
     assert "One seed: there are no intervals" in text
-    short = report.table(full_matrix(two_encoders(), "nature"), config)
+    short = table(full_matrix(two_encoders(), "nature"), config)
     assert "as published by" not in short and "One seed" not in short
 
 
 def test_one_seed_is_told_without_ranges_and_intervals(config):
     races = full_matrix([run for run in two_encoders() if run.seed == 0], "nature")
-    row = next(line for line in report.table(races, config).splitlines() if line.startswith("| rl_s"))
+    row = next(line for line in table(races, config).splitlines() if line.startswith("| rl_s"))
     assert row.startswith("| rl_s | 7.5 | 24.7 | 0.80 | 1.00 | 2.00x |") and "[" not in row
-    assert "One seed" in report.table(races, config)
+    assert "One seed" in table(races, config)
 
 
 def test_matrix_has_a_row_a_seed_and_a_column_a_game():
@@ -131,30 +132,30 @@ def test_part_of_the_races_is_reported_when_the_rest_has_not_run(config):
     runs = [run for run in two_encoders() if run.game == "pong" or run.seed == 0]
     write_race(config.races[0], [*runs, run_of("rl_m", 0, 0.9)], [])
     with pytest.raises(ValueError, match="runs are missing"):
-        report.read_matrix(config)
-    pong = report.read_matrix(replace(config, games=("pong",), encoders=("nature", "rl_s")))
+        read_matrix(config)
+    pong = read_matrix(replace(config, games=("pong",), encoders=("nature", "rl_s")))
     assert (pong.encoders, pong.games, pong.seeds) == (("nature", "rl_s"), ("pong",), (0, 1, 2))
-    assert report.read_matrix(replace(config, games=("Pong-v5",), encoders=("nature",))).games == ("pong",)
-    first = report.read_matrix(replace(config, seeds=(0,), encoders=("nature", "rl_s")))
+    assert read_matrix(replace(config, games=("Pong-v5",), encoders=("nature",))).games == ("pong",)
+    first = read_matrix(replace(config, seeds=(0,), encoders=("nature", "rl_s")))
     assert (first.games, first.seeds) == (("pong", "breakout"), (0,))
 
 
 def test_a_choice_that_did_not_run_lists_those_that_did(config):
     with pytest.raises(ValueError, match=r"--games has enduro, which did not run .* allowed: pong, breakout\."):
-        report.read_matrix(replace(config, games=("pong", "enduro")))
+        read_matrix(replace(config, games=("pong", "enduro")))
     with pytest.raises(ValueError, match=r"--seeds has 7, .* allowed: 0, 1, 2\."):
-        report.read_matrix(replace(config, seeds=(7,)))
+        read_matrix(replace(config, seeds=(7,)))
 
 
 def test_a_report_says_the_command_that_makes_it(config):
     chosen = replace(config, games=("pong",), seeds=(0, 1))
-    flags = shlex.split(report.command_line(chosen))[2:]
-    assert "--games pong --seeds 0 1" in report.command_line(chosen) and parse(ReportConfig, flags) == chosen
+    flags = shlex.split(command_line(chosen))[2:]
+    assert "--games pong --seeds 0 1" in command_line(chosen) and parse(ReportConfig, flags) == chosen
 
 
 def test_costs_are_counted_on_the_clock_that_is_asked_for(config):
     races = full_matrix(two_encoders(), "nature")
-    lines = report.table(races, replace(config, clock="timesteps")).splitlines()
+    lines = table(races, replace(config, clock="timesteps")).splitlines()
     header, _, _, rl_s = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4])
     assert dict(zip(header, rl_s, strict=True))["pong: timesteps needed"] in ("0.50x", "0.51x")
     assert not any("CPU" in name for name in header)
@@ -210,7 +211,7 @@ def test_seeds_may_have_run_on_machines_of_different_speed(config):
         assert cost_to_reach(races, "rl_s", "pong", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
         assert cost_to_reach_iqm(races, "rl_s", "cpu_seconds", "nature") == pytest.approx(0.25, abs=0.01)
         assert relative_speed(races, "rl_s", "cpu_seconds") == pytest.approx(2)
-        shares, mean = report.game_curve(races, "rl_s", "pong", "cpu_seconds", config)
+        shares, mean = game_curve(races, "rl_s", "pong", "cpu_seconds", config)
         assert shares == pytest.approx(np.linspace(0, 0.5, 5))
         assert normalised("pong", mean.point) == pytest.approx(np.linspace(0, 0.81, 5))
 
@@ -254,4 +255,4 @@ def test_published_reports_are_what_the_command_in_them_makes(published, monkeyp
     text = published.read_text("utf-8")
     command = re.search("Made by `python experiments/report.py (.*)`", text)[1]
     config = parse(ReportConfig, shlex.split(command))
-    assert config.name == published.stem and report.table(report.read_matrix(config), config) == text
+    assert config.name == published.stem and table(read_matrix(config), config) == text

@@ -17,8 +17,10 @@ from agents.ppo import build_ppo
 from experiments import encoder_study
 from experiments.atari_ppo import AtariConfig
 from experiments.racing.results import RaceRun, write_race
+from experiments.racing.running import Outcome
 from experiments.study.candidates import BASE, CANDIDATES
 from experiments.study.cloning import clone, record
+from experiments.study.table import score_at
 from mnv4_rl import MNV4Extractor
 from mnv4_rl.atari import make_atari_env
 
@@ -64,16 +66,13 @@ def test_score_is_read_off_the_curve_and_only_as_far_as_it_goes():
     steps = np.array([0.0, 100_000, 300_000, 490_000])
     points = np.column_stack([steps, steps, steps, [-21, -20, -10, -5]])
     run = RaceRun("pong", "rl_s", 0, points)
-    assert encoder_study.score_at(run, 200_000) == pytest.approx(-15)
-    assert encoder_study.score_at(run, 500_000) == pytest.approx(-5)
-    assert encoder_study.score_at(run, 510_000) is None
+    assert [score_at(run, t) for t in (200_000, 500_000, 510_000)] == ["-15.0", "-5.0", ""]
 
 
 @pytest.fixture
 def few(monkeypatch):
     """One candidate, one rollout."""
-    monkeypatch.setattr(encoder_study, "CANDIDATES", {"rl_s-gap": CANDIDATES["rl_s-gap"]})
-    monkeypatch.setattr(encoder_study, "REFERENCES", ("rl_s",))
+    monkeypatch.setattr(encoder_study, "ENCODERS", ("rl_s", "rl_s-gap"))
     monkeypatch.setattr(encoder_study, "CATCH_TIMESTEPS", (1024,))
 
 
@@ -110,10 +109,15 @@ def test_who_ran_in_another_race_of_the_study_is_not_raced_again(tmp_path, monke
     runs = [RaceRun("pong", "nature", 0, np.zeros((2, 4))), RaceRun("pong", "rl_s-gap", 1, np.zeros((2, 4)))]
     write_race(tmp_path / "race_atari.csv", runs, [])
     raced = []
-    monkeypatch.setattr(encoder_study.race, "main", raced.append)
+
+    def run_race(race, trainer):
+        raced.append(race)
+        return Outcome(1, 1, [], interrupted=False)
+
+    monkeypatch.setattr(encoder_study, "run_race", run_race)
     flags = ["--steps", "race", "--results-dir", str(tmp_path), "--promising", "nature"]
     encoder_study.main([*flags, "rl_s-gap"])
-    assert raced[0][raced[0].index("--encoders") + 1 : raced[0].index("--seeds")] == ["rl_s-gap"]
+    assert raced[0].encoders == ("rl_s-gap",)
     encoder_study.main(flags)
     assert len(raced) == 1
 
@@ -123,16 +127,16 @@ def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     costs += [f"{m},{t},1000,2e6,3000,{r}" for m in ("rl_s", "rl_s-gap") for t, r in
               (("forward", 1.234), ("forward+backward", 2.345))]  # fmt: skip
     (tmp_path / "encoder_study_costs.csv").write_text("\n".join(costs) + "\n")
-    (tmp_path / "encoder_study_catch.csv").write_text("encoder,seed,return_1024\nrl_s,0,9.9\n")
+    (tmp_path / "encoder_study_catch.csv").write_text("encoder,seed,return_8192\nrl_s,0,9.9\n")
     (tmp_path / "encoder_study_clone.csv").write_text("encoder,seed,pong_policy\nrl_s-gap,0,0.12\n")
     points = np.array([[0, 0, 0, -21.0], [400_000, 0, 0, -13]])
     write_race(tmp_path / "race_encoder_study.csv", [RaceRun("pong", "rl_s-gap", 0, points)], ["made by hand"])
     encoder_study.main(["--results-dir", str(tmp_path)])
     lines = (tmp_path / "encoder_study.md").read_text().splitlines()
-    assert "| rl_s |  | 1,000 | 2.0 | 3 | 2.35x | 1.23x | 9.9 |" + 9 * "  |" in lines
+    assert "| rl_s |  | 1,000 | 2.0 | 3 | 2.35x | 1.23x | 9.9 |" + 10 * "  |" in lines
     gap = next(line for line in lines if line.startswith("| rl_s-gap"))
-    assert gap.split(" | ")[1:13] == [
-        "map averaged to one position", "1,000", "2.0", "3", "2.35x", "1.23x", "", "0.12", "", "", "-16.0", "",
+    assert gap.split(" | ")[1:14] == [
+        "map averaged to one position", "1,000", "2.0", "3", "2.35x", "1.23x", "", "", "0.12", "", "", "-16.0", "",
     ]  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "encoder_study.csv").open()))
     assert [row["pong_250000"] for row in rows] == ["", "-16.0"]

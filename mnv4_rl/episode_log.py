@@ -24,11 +24,11 @@ class EpisodeLog:
 
     Args:
         n_envs: Environments that step together.
-        game: Rom id, for the file's header.
+        game: Name of the game, for the file's header.
         monitor_path: The file, or None. `.monitor.csv` is added unless the name ends so: SB3 looks for that.
 
     Attributes:
-        scores: (n_envs,) int64, raw score so far.
+        scores: (n_envs,) float64, raw score so far.
         lengths: (n_envs,) int64, agent timesteps so far.
         t_start: Unix time from which `t` counts, in seconds.
 
@@ -37,7 +37,7 @@ class EpisodeLog:
     """
 
     def __init__(self, n_envs: int, game: str, monitor_path: str | Path | None = None) -> None:
-        self.scores = np.zeros(n_envs, dtype=np.int64)
+        self.scores = np.zeros(n_envs)  # a whole score is exact in it
         self.lengths = np.zeros(n_envs, dtype=np.int64)
         self.t_start = time.time()
         self._writer: ResultsWriter | None = None
@@ -55,7 +55,7 @@ class EpisodeLog:
         self.lengths[:] = 0
 
     def add(self, rewards: np.ndarray) -> None:
-        """Count one timestep with its raw rewards, (n_envs,) int."""
+        """Count one timestep with its raw rewards, (n_envs,)."""
         self.scores += rewards
         self.lengths += 1
 

@@ -6,7 +6,7 @@ import pytest
 from stable_baselines3.common.monitor import load_results
 
 from mnv4_rl.atari import make_atari_env
-from mnv4_rl.atari.episode_log import EpisodeLog
+from mnv4_rl.episode_log import EpisodeLog
 
 
 def play_games(path, n_steps):

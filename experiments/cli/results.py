@@ -1,0 +1,65 @@
+"""Where results are kept, and how a table is read, written and shown."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
+AGENTS = RESULTS / "agents"  # a folder for each published agent
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a name that would land in another folder, or in none.
+
+    Raises:
+        ValueError: With the name.
+    """
+    if not name or name.startswith(".") or "\0" in name or Path(name).name != name:
+        raise ValueError(f"name must be usable as a file name, got {name!r}.")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV, without its comment lines.
+
+    Raises:
+        ValueError: If it is no text of rows.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(line for line in file if not line.startswith("#")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV ({error}).") from error
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
+    """A table, no line end behind it.
+
+    Args:
+        headings: Of the columns.
+        rows: A cell for each heading.
+        numbers: Align all columns but the first to the right.
+    """
+    rule = "|---" + "|---:" * (len(headings) - 1) if numbers else "|---" * len(headings)
+    lines = (f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([f"| {' | '.join(headings)} |", f"{rule}|", *lines])
+
+
+def normalised_text(game: str, score: float) -> str:
+    """A raw score between random play (0) and a human tester (1), and where these stand."""
+    value = human_normalised(game, score)
+    if value is None:
+        return "no reference scores for this game"
+    random, human = REFERENCE_SCORES[game]
+    return f"{value:.2f} (0 is random play at {random:g}, 1 a human tester at {human:g})"

@@ -1,0 +1,56 @@
+"""What a file may say: one description of its fields, one reader, one kind of error.
+
+A kind of file is a :class:`Schema` with typed and bounded fields; :func:`parse_json` turns a file's bytes into it or
+refuses them whole. Nothing is converted: ``"8"``, ``8.0`` and ``true`` are no whole numbers.
+"""
+
+from __future__ import annotations
+
+from textwrap import shorten
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from mnv4_rl.safe_files import DamagedError
+
+_SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
+
+Kind = TypeVar("Kind")
+
+
+class Schema(BaseModel):
+    """Base of every kind of file and of the tables in it: strict types, no unknown names, no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def parse_json(kind: type[Kind], content: bytes | str, source: object) -> Kind:
+    """JSON as an object of its schema.
+
+    Depth and the length of numbers are bounded by the parser, the content's length by whoever read it.
+
+    Args:
+        kind: A :class:`Schema`, or any type that pydantic knows, ``dict[str, int]`` for one.
+        content: What the file holds.
+        source: What the message calls the file.
+
+    Raises:
+        DamagedError: Naming the file, the first few fields, what is allowed and what came.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise DamagedError(f"{source}: {refusals(error)}.") from error
+
+
+def refusals(error: ValidationError) -> str:
+    """The first few fields that were refused, each with what is allowed and what came."""
+    found = error.errors(include_url=False)
+    lines = [_refusal(".".join(map(str, row["loc"])), row["msg"], row["input"]) for row in found[:_SHOWN_FIELDS]]
+    return "; ".join([*lines, *([f"and {more} more"] if (more := len(found) - _SHOWN_FIELDS) > 0 else [])])
+
+
+def _refusal(place: str, message: str, came: object) -> str:
+    shown = shorten(repr(came)[: 4 * _SHOWN_CHARACTERS], _SHOWN_CHARACTERS)
+    message = message.removeprefix("Value error, ").rstrip(".")
+    return f"{place + ': ' if place else ''}{message}, got {shown}"
