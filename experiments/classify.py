@@ -11,12 +11,13 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from agents.runs.config import check_device
 from experiments.classification.config import ClassifyConfig
 from experiments.classification.report import add_result, read_results, write_test
 from experiments.classification.run import ClassificationRun
 from experiments.classification.session import heading, interrupted, result_row, resume, start, summary
-from experiments.cli.atari import check_device, shown
 from experiments.cli.command import INTERRUPTED_CODE, USER_ERROR_CODE, parse, sigterm_as_interrupt, user_errors
+from experiments.cli.results import shown
 from mnv4_rl.performance import tune
 
 

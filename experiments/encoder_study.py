@@ -27,9 +27,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm
 
 from agents.encoders import policy_kwargs
+from agents.runs.config import SEED, TIMESTEPS
 from experiments.benchmarking import plan
 from experiments.benchmarking.measuring import machine, write_rows
-from experiments.cli.atari import SEED, TIMESTEPS
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import RESULTS, ROOT, read_csv, shown
 from experiments.custom_env import CatchEnv, build_agent

@@ -29,9 +29,9 @@ from agents.play.evaluate import Evaluation, evaluate
 from agents.play.protocols import make_protocol_env
 from agents.play.video import gif
 from agents.runs.checkpoints import newest_checkpoint
+from agents.runs.config import N_ENVS, SEED
 from agents.runs.evaluation_log import record_clip
 from agents.runs.folder import KEPT_AGENT, read_config
-from experiments.cli.atari import N_ENVS, SEED
 from experiments.cli.command import parse, user_errors
 from experiments.cli.results import AGENTS, ROOT, markdown_table, normalised_text, shown
 from experiments.racing.curves import label_of, provenance

@@ -22,8 +22,8 @@ from agents.play.evaluate import Evaluation, evaluate
 from agents.play.protocols import make_protocol_env
 from agents.play.saliency import SaliencyOverlay
 from agents.play.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
+from agents.runs.config import SEED
 from agents.runs.loading import TrainedRun, load_run
-from experiments.cli.atari import SEED
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import normalised_text
 from mnv4_rl.atari.options import PROTOCOLS, options_of

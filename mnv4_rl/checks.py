@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 
 def check_positive(**values: int) -> None:
@@ -54,12 +54,13 @@ class Interval:
 
 
 def check_range(name: str, value: float, allowed: Interval) -> None:
-    """Refuse numbers outside an interval; NaN and infinity lie outside every one.
+    """Refuse what is no number of an interval; NaN and infinity lie outside every one.
 
     Raises:
         ValueError: Naming the setting, what it was and what is allowed.
     """
-    if value not in allowed:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or value not in allowed:
         raise ValueError(f"{name} must lie in {allowed}, got {value!r}.")
 
 
@@ -77,6 +78,17 @@ def check_ranges(settings: object, ranges: Mapping[str, Interval]) -> None:
         value = getattr(settings, name)
         if value is not None:
             check_range(name, value, allowed)
+
+
+def check_type(name: str, value: object, allowed: type | tuple[type, ...]) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        TypeError: Naming what it is, what came and the types that are allowed.
+    """
+    if not isinstance(value, allowed):
+        names = [cls.__name__ for cls in (allowed if isinstance(allowed, tuple) else (allowed,))]
+        raise TypeError(f"{name} must be a {' or '.join(names)}, got {value!r}.")
 
 
 def check_kernel(name: str, kernel_size: int, *, allow_zero: bool = False) -> None:

@@ -19,6 +19,7 @@ def create_model(
     image_size: int | Size | None = ...,
     pretrained: Pretrained | Literal[False] = ...,
     features_only: Literal[False] = ...,
+    frame_channels: int | None = ...,
 ) -> Network: ...
 
 
@@ -31,6 +32,7 @@ def create_model(
     pretrained: Pretrained | Literal[False] = ...,
     *,
     features_only: Literal[True],
+    frame_channels: int | None = ...,
 ) -> FeaturePyramid: ...
 
 
@@ -41,6 +43,7 @@ def create_model(
     image_size: int | Size | None = None,
     pretrained: Pretrained | Literal[False] = False,
     features_only: bool = False,
+    frame_channels: int | None = None,
 ) -> Network | FeaturePyramid:
     """Build a variant.
 
@@ -55,16 +58,19 @@ def create_model(
             and classes.
         features_only: Return the maps of every size instead of classes, see
             :class:`mnv4_rl.models.pyramid.FeaturePyramid`.
+        frame_channels: Channels of one frame where the image is a stack of them: 1 for grey, 3 for RGB. None takes a
+            multiple of 3 for RGB, any other number for grey. It only sets how RL variants start.
 
     Shape:
         The model maps (N, in_channels, H, W) float to (N, num_classes), or to a list of maps.
 
     Raises:
-        ValueError: For an unknown name (with the close matches), a size below 1, or a file that does not fit.
+        ValueError: For an unknown name (with the close matches), a size below 1, frames that do not divide the
+            channels, or a file that does not fit.
         OSError, ImportError: If pretrained weights cannot be had; the message says what to do.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    network = build(get_spec(name), in_channels, num_classes, size)
+    network = build(get_spec(name), in_channels, num_classes, size, frame_channels)
     if pretrained:
         load_pretrained(network, pretrained)
     return FeaturePyramid(network) if features_only else network

@@ -143,6 +143,9 @@ class MNV4Extractor(ImageExtractor):
             is not needed to load a saved agent. The image stays in [0, 1]. Without it a paper model gets GroupNorm for
             its BatchNorm.
         frozen: Never change the pretrained stem and stages; only the fully connected layer behind them is trained.
+        frame_channels: Channels of one frame where the image is a stack of them: 1 for grey, 3 for RGB. None takes a
+            multiple of 3 for RGB (3 channels for one frame, 12 for four), any other number for grey frames. RL variants
+            start nearly blind to what all frames of a stack have in common, colour by colour.
 
     Raises:
         ValueError: If the space is no image, the variant unknown, the file does not fit, or frozen is not pretrained.
@@ -162,13 +165,14 @@ class MNV4Extractor(ImageExtractor):
         grid: int | None = None,
         pretrained: Pretrained | Literal[False] = False,
         frozen: bool = False,
+        frame_channels: int | None = None,
     ) -> None:
         if frozen and not pretrained:
             raise ValueError("frozen=True would keep random weights: pass pretrained=<path> too, or leave it out.")
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
         channels, height, width = self.image_shape
         spec = encoder_spec(get_spec(variant), features_dim, grid, keep_batch_norm=bool(pretrained))
-        self.network = build(spec, channels, 0, (height, width))
+        self.network = build(spec, channels, 0, (height, width), frame_channels)
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
         if frozen:
             freeze_trunk(self.network)
@@ -201,7 +205,7 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         observation_space: A Dict with at least one 3-D Box; every 3-D Box is an image.
         cnn_output_dim: Features of each image; the name is that of SB3's CombinedExtractor.
         image_kwargs: Passed on to every :class:`MNV4Extractor`: ``variant``, ``normalized_image``, ``channels_last``,
-            ``grid``, ``pretrained``, ``frozen``.
+            ``grid``, ``pretrained``, ``frozen``, ``frame_channels``.
 
     Raises:
         TypeError: If the space is not a Dict, or for an argument that :class:`MNV4Extractor` does not have.

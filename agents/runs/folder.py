@@ -21,7 +21,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ class RunFolder:
     Args:
         path: The folder; it is made where it does not exist.
         resume: Whether it holds a run to go on with, instead of none.
+        quiet: Whether nothing is printed.
 
     Raises:
         FileExistsError: If it already holds a run that is not to be resumed; nothing in it is touched.
@@ -57,12 +57,12 @@ class RunFolder:
         FolderInUseError: If a live process writes to it.
     """
 
-    def __init__(self, path: Path, resume: bool = False) -> None:
+    def __init__(self, path: Path, resume: bool = False, *, quiet: bool = False) -> None:
         self.path = path.expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; name a new folder with --run-dir.")
         make_folder(self.path)
-        self._lock = RunLock(self.path / "run.lock")
+        self._lock = RunLock(self.path / "run.lock", quiet)
         if self.config.exists() and not resume:
             self.close()
             raise FileExistsError(
@@ -105,10 +105,10 @@ class RunFolder:
         """Raw scores of whole games."""
         return self.path / "evaluation.json"
 
-    def describe(self, config: dict[str, Any]) -> None:
+    def describe(self, config: dict[str, Any], command: str) -> None:
         """Write what is known before a session's first timestep: config, versions, its command below earlier ones."""
         with (self.path / "command.txt").open("a", encoding="utf-8") as file:
-            file.write(shlex.join([sys.executable, *sys.argv]) + "\n")
+            file.write(command + "\n")
         lines = [f"{name}: {value}" for name, value in versions().items()]
         write_file(self.path / "versions.txt", ("\n".join(lines) + "\n").encode())
         # Last: the config is what marks a folder as holding a run.

@@ -25,17 +25,18 @@ class RunLock:
 
     Args:
         path: The lock file.
+        quiet: Whether taking over from a dead process goes without a note.
 
     Raises:
         FolderInUseError: If a live process holds it, with its id and start.
         OSError: If the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, quiet: bool = False) -> None:
         self._path = path
         self._descriptor = self._open()
         previous = os.pread(self._descriptor, 4096, 0).decode(errors="replace")
-        if previous:
+        if previous and not quiet:
             print(
                 f"note: {_shown(previous)}, which used this folder, has ended; going on in its place", file=sys.stderr
             )

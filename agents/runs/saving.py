@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
+from pathlib import Path
+from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -16,11 +17,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents import agent_format
-from agents.runs.callbacks import tensorboard_writers
+from agents.runs.callbacks import recent_score, tensorboard_writers
 from agents.runs.checkpoints import prune_checkpoints, write_checkpoint
 from agents.runs.folder import RunFolder
 from agents.runs.guards import check_features
 from agents.runs.state import Clock, State, capture, restore_counters, restore_session
+
+OnCheckpoint = Callable[[Path, int, float | None], object]
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,14 @@ class CheckpointPlan:
         every_timesteps: Agent timesteps between two; 0 writes one only when the run stops.
         keep: How many of the newest to keep, at least 1.
         with_replay: Whether an off-policy algorithm's replay buffer goes into them.
+        on_written: Called with each one's folder, its agent timesteps, and the mean raw score of the last 100 games
+            (None before the first); False ends the run there.
     """
 
     every_timesteps: int = 50_000
     keep: int = 3
     with_replay: bool = False
+    on_written: OnCheckpoint | None = None
 
 
 class Checkpoints(BaseCallback):
@@ -104,7 +110,7 @@ class Checkpoints(BaseCallback):
         try:
             for writer in tensorboard_writers(self.model):
                 writer.flush()  # what a killed process had not written would be a gap
-            write_checkpoint(self.model, self._run.path, self._state, self._description, self._plan.with_replay)
+            path = write_checkpoint(self.model, self._run.path, self._state, self._description, self._plan.with_replay)
         except OSError as error:
             warnings.warn(
                 f"the checkpoint at timestep {timesteps:,} failed: {error}. Earlier checkpoints are untouched and "
@@ -115,6 +121,9 @@ class Checkpoints(BaseCallback):
             return
         self._written_at = timesteps
         prune_checkpoints(self._run.path, self._plan.keep)
+        tell = self._plan.on_written
+        if tell is not None and tell(path, timesteps, recent_score(self.model)) is False:
+            self._stop.set()
 
 
 class RefillReplay(BaseCallback):
@@ -145,7 +154,13 @@ class RefillReplay(BaseCallback):
 
 @contextmanager
 def stop_on_signals(stop: Event) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM inside ask for a stop, and a second Ctrl-C interrupt at once."""
+    """Let the first Ctrl-C or SIGTERM inside ask for a stop, and a second Ctrl-C interrupt at once.
+
+    Only the main thread gets signals; in another one this does nothing.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
 
     def request(received: int, _frame: FrameType | None) -> None:
         if stop.is_set() and received == signal.SIGINT:

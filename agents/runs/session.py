@@ -36,12 +36,14 @@ class Plan:
         evaluation_games: Whole games after training, 0 for none.
         checkpoints: When to write checkpoints.
         eval_every: Agent timesteps between evaluations during training, each of as many games; 0 for none.
+        quiet: Whether there is no progress bar.
     """
 
     total_timesteps: int
     evaluation_games: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
     eval_every: int = 0
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ class Outcome:
     """How a session ended.
 
     Attributes:
-        finished: Whether all timesteps were trained; False after Ctrl-C or SIGTERM.
+        folder: The run's folder.
+        model: The trained agent, for SB3's load.
+        finished: Whether all timesteps were trained; False after Ctrl-C, SIGTERM, or a stop asked for at a checkpoint.
         timesteps: Agent timesteps trained, over all sessions.
         steps_per_second: Agent timesteps a wall second of this session, evaluation not included.
         score: Mean raw score of the last 100 training games, None if no game ended.
         evaluation: Whole games of the final model, None if interrupted or not asked for.
     """
 
+    folder: Path
+    model: Path
     finished: bool
     timesteps: int
     steps_per_second: float
@@ -143,7 +149,7 @@ def train(
     finally:
         model.logger.close()
     speed = (model.num_timesteps - done) / seconds
-    return Outcome(finished, model.num_timesteps, speed, recent_score(model), evaluation)
+    return Outcome(run.path, run.model, finished, model.num_timesteps, speed, recent_score(model), evaluation)
 
 
 def go_on(model: BaseAlgorithm, resume: Resume) -> None:
@@ -170,10 +176,13 @@ def _learn(
     resume: Resume | None,
 ) -> bool:
     """Train to the end, or to the first Ctrl-C or SIGTERM."""
-    stop, bar, state = Event(), ProgressBar(), resume.state if resume else {}
+    stop, state = Event(), resume.state if resume else {}
+    bar = None if plan.quiet else ProgressBar()
     clock = Clock(state.get("wall_seconds", 0.0), state.get("cpu_seconds", 0.0))
     checkpoints = Checkpoints(run, plan.checkpoints, clock, stop, state or None)
-    callbacks: list[BaseCallback] = [FiniteGuard(), checkpoints, bar, GameScores(), MemoryUse(), EncoderHealth()]
+    callbacks: list[BaseCallback] = [FiniteGuard(), checkpoints, GameScores(), MemoryUse(), EncoderHealth()]
+    if bar is not None:
+        callbacks.append(bar)
     if plan.eval_every:
         callbacks.append(PeriodicEvaluation(evaluation_env, plan.evaluation_games, plan.eval_every))
     callbacks.append(TimeSplit(timer, clock))
@@ -190,7 +199,8 @@ def _learn(
     except KeyboardInterrupt:
         return False
     finally:
-        bar.close()
+        if bar is not None:
+            bar.close()
     return not checkpoints.gave_up_rollout
 
 

@@ -11,11 +11,11 @@ import torch as th
 from tqdm import tqdm
 
 from agents.encoders import ENCODERS, policy_kwargs
+from agents.runs.config import N_ENVS, check_device
 from experiments.benchmarking import encoders, training
 from experiments.benchmarking.encoders import REFERENCE, TIMM_NAME, Group, Limits, measure_group
 from experiments.benchmarking.measuring import Row
 from experiments.benchmarking.training import Contender, Task, measure_task
-from experiments.cli.atari import N_ENVS, check_device
 from experiments.cli.results import RESULTS, check_file_name
 from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges

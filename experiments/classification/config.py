@@ -11,7 +11,6 @@ import yaml
 
 from experiments.classification.recipes import Overrides, Recipe
 from experiments.classification.sources import OnCorrupt
-from experiments.cli.atari import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ _KEPT = ("model", "data", "recipe", "seed", "image_size", "on_corrupt")
 
 def to_yaml(config: ClassifyConfig, recipe: Recipe) -> dict[str, Any]:
     """What config.yml holds; :func:`read_config` is its inverse."""
-    return {**{name: plain(getattr(config, name)) for name in _KEPT}, "settings": asdict(recipe)}
+    return {**{name: getattr(config, name) for name in _KEPT}, "settings": asdict(recipe)}
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], Recipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch as th
 
+from agents.runs.config import SEED
 from agents.runs.folder import RunFolder, replayable_command
 from experiments.classification.config import OF_THE_SESSION, ClassifyConfig, check_only_session, read_config, to_yaml
 from experiments.classification.images import Dataset
@@ -19,7 +21,7 @@ from experiments.classification.report import accuracy_text, wilson_interval
 from experiments.classification.run import ClassificationRun
 from experiments.classification.sources import load_dataset
 from experiments.classification.training import Evaluation, Trainer
-from experiments.cli.atari import SEED, shown
+from experiments.cli.results import shown
 from mnv4_rl import create_model
 from mnv4_rl.checks import check_positive, check_range
 from mnv4_rl.models.registry import get_spec
@@ -47,7 +49,7 @@ def start(config: ClassifyConfig) -> tuple[ClassifyConfig, ClassificationRun]:
     folder = RunFolder(config.run_dir or default_run_dir(config, dataset))
     run = ClassificationRun(folder, trainer)
     run.save_state()
-    folder.describe(to_yaml(config, recipe))
+    folder.describe(to_yaml(config, recipe), shlex.join(["python", *sys.argv]))
     return config, run
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.cli.atari import SEED
+from agents.runs.config import SEED
 from experiments.cli.results import RESULTS, check_file_name
 from experiments.racing.estimates import (
     Estimate,

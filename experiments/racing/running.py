@@ -20,8 +20,8 @@ from tqdm import tqdm
 from agents.encoders import policy_kwargs
 from agents.ppo import PPOHyperparameters, check_rollout
 from agents.runs.checkpoints import newest_checkpoint
+from agents.runs.config import N_ENVS, SEED, TIMESTEPS, check_device
 from agents.runs.folder import read_config
-from experiments.cli.atari import N_ENVS, SEED, TIMESTEPS, check_device
 from experiments.cli.command import sigterm_as_interrupt, user_errors
 from experiments.cli.results import RESULTS, ROOT, check_file_name, shown
 from experiments.racing.curves import provenance, read_run

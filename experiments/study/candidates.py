@@ -18,6 +18,7 @@ from mnv4_rl.models.specs import (
     MobileMQASpec,
     NetworkSpec,
     SESpec,
+    StartSpec,
     StemSpec,
     UIBSpec,
 )
@@ -27,8 +28,7 @@ PREFIX = "rl_s-"  # of every candidate's name
 BASE = replace(
     get_spec("rl_s"),
     name=f"{PREFIX}as_drawn",
-    static_gain=None,
-    weight_rms=None,
+    start=StartSpec(skip_gain=0.5),
     head=GridHeadSpec(activation="silu"),
 )
 
@@ -85,8 +85,14 @@ def head(**kwargs: Any) -> dict[str, Any]:
     return {"head": replace(BASE.head, **kwargs)}
 
 
+def start(**kwargs: Any) -> dict[str, Any]:
+    """The start of rl_s-as_drawn with changes."""
+    return {"start": StartSpec(**{"skip_gain": 0.5} | kwargs)}
+
+
 # How rl_s's filters start: nearly blind to what stands still, and learning at one rate.
-MOVING = {"static_gain": 0.3, "weight_rms": 0.06}
+MOVING = start(static_gain=0.3, weight_rms=0.06)
+LAYER_NORM, GROUP_NORM = ({"norm": norm, "start": None} for norm in ("layer", "group"))  # norms set the signal's size
 ONE = 1 / FEATURES_DIM  # of all features
 MQA = MobileMQASpec(num_heads=4, key_dim=12)
 M_FUSED, M_UIB, M_MQA = (fused(48, 48), fused(64, 96)), uib(64, 192, start=3), MobileMQASpec(num_heads=4, key_dim=16)
@@ -98,14 +104,14 @@ INITIAL, STEM, EARLY, LATE, NORM, SHAPE, HEAD, MIX, LARGER = (
 # name, question, what differs, fields of the row that change, verdict
 # fmt: off
 _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
-    ("centred", INITIAL, "filters sum to zero: blind to flat areas", {"static_gain": 1.0},
+    ("centred", INITIAL, "filters sum to zero: blind to flat areas", start(static_gain=1.0),
      "its filters are in rl_s: Breakout's ball moves the features by 8 % of their length in place of 3 %"),
-    ("static_0.1", INITIAL, "and the stem nearly blind to what stands still (0.1)", {"static_gain": 0.1},
+    ("static_0.1", INITIAL, "and the stem nearly blind to what stands still (0.1)", start(static_gain=0.1),
      "learns Breakout, not Catch, whose picture is a single frame; the ball moves the features by 43 %"),
     ("static_0.1_equal", INITIAL, "and convolutions stored with weights of one size (0.06)",
-     {"static_gain": 0.1, "weight_rms": 0.06},
+     start(static_gain=0.1, weight_rms=0.06),
      "its equal sizes are in rl_s: a wrong start is soon unlearnt; without it Adam hardly moves the stem"),
-    ("static_0.1_equal_0.03", INITIAL, "and of half that size", {"static_gain": 0.1, "weight_rms": 0.03},
+    ("static_0.1_equal_0.03", INITIAL, "and of half that size", start(static_gain=0.1, weight_rms=0.03),
      "sooner on Catch, no sooner on Breakout"),
     ("static_0.3_equal", INITIAL, "0.3 of what stands still, size 0.06", MOVING,
      "in rl_s: sooner on Breakout than 0.1, but PPO's updates are five times NatureCNN's in KL divergence"),
@@ -125,7 +131,7 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
     ("gain_0.03", INITIAL, "features 0.03 times as large", MOVING | head(gain=0.03),
      "updates as small as NatureCNN's, a little later than 0.1 on Breakout, much later on Catch"),
     ("equal_0.1", INITIAL, "gain_0.1, but convolutions stored at 0.1: smaller steps",
-     {"static_gain": 0.3, "weight_rms": 0.1} | head(gain=0.1),
+     start(static_gain=0.3, weight_rms=0.1) | head(gain=0.1),
      "halves the KL divergence of PPO's updates and learns no sooner"),
     ("stem_24_relu", INITIAL, "gain_0.1, but 24 filters and a ReLU after them",
      MOVING | {"stem": stem(out_channels=24, activation=True)} | head(gain=0.1),
@@ -167,23 +173,23 @@ _ROWS: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
      {"stem": stem(12), **blocks(fused(24, 24), fused(32, 40), *(uib(32, 64, start=3),) * 2)},
      "the fastest, but later on Catch"),
     ("sketch", NORM, "the first rl_s: channel LayerNorm after stem and blocks, 5x5 then 3x3, ReLU on the features",
-     {"norm": "layer", **blocks(FUSED_21, FUSED_11, uib(48, 96, start=5), UIB_6), **head(activation="relu")},
+     LAYER_NORM | blocks(FUSED_21, FUSED_11, uib(48, 96, start=5), UIB_6) | head(activation="relu"),
      "out: ahead on Pong, but has not begun to learn Catch"),
-    ("layer_norm", NORM, "channel LayerNorm after stem and blocks", {"norm": "layer"},
+    ("layer_norm", NORM, "channel LayerNorm after stem and blocks", LAYER_NORM,
      "out: a norm after the stem forgets how bright a patch is"),
     ("layer_norm_stem", NORM, "channel LayerNorm after the stem alone", {"stem": stem(norm="layer")},
      "out: the stem's norm alone does the harm"),
-    ("layer_norm_blocks", NORM, "channel LayerNorm after the blocks", {"norm": "layer", "stem": stem(norm="none")},
+    ("layer_norm_blocks", NORM, "channel LayerNorm after the blocks", LAYER_NORM | {"stem": stem(norm="none")},
      "out: a little ahead on Pong, far behind on Catch"),
-    ("group_norm_blocks", NORM, "GroupNorm after the blocks", {"norm": "group", "stem": stem(norm="none")},
+    ("group_norm_blocks", NORM, "GroupNorm after the blocks", GROUP_NORM | {"stem": stem(norm="none")},
      "out: later on Catch than no norms"),
-    ("group_norm", NORM, "GroupNorm after every convolution", {"norm": "group", "inner_norm": "group"},
+    ("group_norm", NORM, "GroupNorm after every convolution", GROUP_NORM | {"inner_norm": "group"},
      "best on Catch and Pong with weights as drawn, a tenth slower, 1.5 times the bytes; to race with more seeds"),
     ("silu", SHAPE, "SiLU in the blocks", {"activation": "silu"}, "a tie on Catch, a fifth more bytes"),
     ("gelu", SHAPE, "GELU in the blocks", {"activation": "gelu"}, "out: slower, later"),
-    ("skip_1", SHAPE, "blocks with a skip start as strong as their input", {"skip_gain": 1.0},
+    ("skip_1", SHAPE, "blocks with a skip start as strong as their input", start(skip_gain=1.0),
      "later on Catch: blocks that start loud"),
-    ("skip_0.1", SHAPE, "blocks with a skip start almost silent", {"skip_gain": 0.1}, "a tie with 0.5"),
+    ("skip_0.1", SHAPE, "blocks with a skip start almost silent", start(skip_gain=0.1), "a tie with 0.5"),
     ("layer_scale", SHAPE, "a learned scale a channel, 1 at first", {"layer_scale": 1.0},
      "a tie; left out for one operation less"),
     ("pool_4", HEAD, "map averaged to 4x4", head(grid=4), "a tie with half of the parameters; for small devices"),

@@ -118,7 +118,7 @@ class Conv2d(nn.Conv2d):
     """As :class:`torch.nn.Conv2d` with zero padding, and a uint8 image is read as if it were divided by 255.
 
     Attributes:
-        gain: None, or what the stored weight is multiplied by before it is used; see :meth:`equalise`.
+        gain: None, or what the stored weight is multiplied by before it is used; see :meth:`set_gain`.
 
     Shape:
         (N, in_channels, H, W), float or uint8 -> (N, out_channels, H', W') float.
@@ -131,8 +131,8 @@ class Conv2d(nn.Conv2d):
         self.register_buffer("gain", None)
 
     @th.no_grad()
-    def equalise(self, rms: float) -> None:
-        """Store the weight with this root mean square and a gain that leaves the output as it is.
+    def set_gain(self, gain: float) -> None:
+        """Store the weight divided by a gain that its use multiplies it by: the output stays as it is.
 
         Adam moves every number by about its learning rate, whatever the gradient's size. A large weight, which a layer
         of few inputs needs, would hardly be moved: equal stored sizes make all layers learn equally fast.
@@ -140,7 +140,7 @@ class Conv2d(nn.Conv2d):
         Source:
             Equalised learning rate, Karras et al. 2018, arXiv:1710.10196, section 4.1.
         """
-        self.gain = self.weight.square().mean().sqrt() / rms
+        self.gain = self.weight.new_tensor(gain)
         self.weight.div_(self.gain)
 
     def forward(self, x: Tensor) -> Tensor:

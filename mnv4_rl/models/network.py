@@ -27,7 +27,7 @@ from mnv4_rl.models.specs import (
     Size,
     UIBSpec,
 )
-from mnv4_rl.models.start import calibrate, equalise, favour_change, initialise
+from mnv4_rl.models.start import start
 
 
 class Network(nn.Module):
@@ -36,26 +36,24 @@ class Network(nn.Module):
     Attributes:
         spec: The row of data it was built from.
         in_channels: Image channels it expects.
+        frame_channels: Channels of one frame of the image.
 
     Shape:
         (N, in_channels, H, W) float, or uint8 in [0, 255], which the stem reads as divided by 255
         -> (N, num_classes), or (N, features) when built without classes.
     """
 
-    def __init__(self, spec: NetworkSpec, in_channels: int, stages: nn.Sequential, head: nn.Module) -> None:
+    def __init__(
+        self, spec: NetworkSpec, in_channels: int, frame_channels: int, stages: nn.Sequential, head: nn.Module
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.in_channels = in_channels
+        self.frame_channels = frame_channels
         self.stem = build_stem(spec, in_channels)
         self.stages = stages
         self.head = head
-        initialise(self)
-        if spec.norm == "none":
-            if spec.static_gain is not None:
-                favour_change(self.stem, self.stages, spec.static_gain)
-            calibrate(self.stem, self.stages, in_channels, spec.skip_gain)
-        if spec.weight_rms is not None:
-            equalise(nn.ModuleList([self.stem, self.stages]), spec.weight_rms)
+        start(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to classes or features.
@@ -258,7 +256,13 @@ def build_head(network: NetworkSpec, image_size: Size, num_classes: int) -> Pool
     return GridHead(network.out_channels, head, network.map_size(image_size), num_classes)
 
 
-def build(spec: NetworkSpec, in_channels: int, num_classes: int, image_size: Size | None = None) -> Network:
+def build(
+    spec: NetworkSpec,
+    in_channels: int,
+    num_classes: int,
+    image_size: Size | None = None,
+    frame_channels: int | None = None,
+) -> Network:
     """Build a variant.
 
     Args:
@@ -267,16 +271,29 @@ def build(spec: NetworkSpec, in_channels: int, num_classes: int, image_size: Siz
         num_classes: Classes, 0 for the features before the classifier.
         image_size: Height and width in pixels that a grid head is sized for; the variant's own size by default.
             Every network accepts every size; this only sets the number of weights of a grid head.
+        frame_channels: Channels of one frame where the image is a stack of them, oldest first: 1 for grey, 3 for RGB.
+            It only sets how the weights start, see :class:`mnv4_rl.models.specs.StartSpec`. None takes a multiple of
+            3 for RGB (3 channels for one frame, 12 for four) and any other number for grey frames.
 
     Raises:
-        ValueError: For sizes below 1.
+        ValueError: For sizes below 1, or frames that do not divide the channels.
     """
     check_positive(in_channels=in_channels)
     if num_classes != 0:
         check_positive(num_classes=num_classes)
     height, width = image_size or (spec.image_size, spec.image_size)
     check_positive(height=height, width=width)
-    return Network(spec, in_channels, build_stages(spec), build_head(spec, (height, width), num_classes))
+    frame = usual_frame_channels(in_channels) if frame_channels is None else frame_channels
+    check_positive(frame_channels=frame)
+    if in_channels % frame:
+        raise ValueError(f"{in_channels} channels are no stack of frames of {frame}: frame_channels must divide them.")
+    head = build_head(spec, (height, width), num_classes)
+    return Network(spec, in_channels, frame, build_stages(spec), head)
+
+
+def usual_frame_channels(in_channels: int) -> int:
+    """Channels of one frame, as far as their number tells: multiples of 3 are RGB, all else is grey."""
+    return 1 if in_channels % 3 else 3
 
 
 def set_drop_path(network: Network, rate: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mnv4_rl.models.specs import FusedIBSpec, GridHeadSpec, NetworkSpec, StemSpec, UIBSpec
+from mnv4_rl.models.specs import FusedIBSpec, GridHeadSpec, NetworkSpec, StartSpec, StemSpec, UIBSpec
 
 # Dense FusedIB where the map is large, depthwise only at 6x6, position kept in the head. No norm before the features:
 # a norm over channels after the stem forgets how bright a patch is, and took twice the steps on a small catching game.
@@ -23,17 +23,14 @@ RL_S = NetworkSpec(
     norm="none",
     inner_norm="none",
     activation="relu",
-    skip_gain=0.5,
-    static_gain=0.3,
-    weight_rms=0.06,
+    start=StartSpec(skip_gain=0.5, static_gain=0.3, weight_rms=0.06),
     image_size=84,
 )
 # 1.5 times as wide, and one block more where the map is still 11x11; its initial weights are those it was raced with.
 RL_M = replace(
     RL_S,
     name="rl_m",
-    static_gain=None,
-    weight_rms=None,
+    start=StartSpec(skip_gain=0.5),
     head=GridHeadSpec(activation="silu"),
     stem=StemSpec(out_channels=24, kernel_size=4, stride=4, activation=False),
     stages=(

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
-from mnv4_rl.models.specs import (
-    ConvSpec,
-    FusedIBSpec,
-    GridHeadSpec,
-    MobileMQASpec,
-    NetworkSpec,
-    PooledHeadSpec,
-    SESpec,
-    StemSpec,
-    UIBSpec,
-)
+from mnv4_rl.models.specs import BlockSpec, HeadSpec, NetworkSpec, StartSpec, StemSpec
 
 _CLASSES: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        ConvSpec,
-        FusedIBSpec,
-        GridHeadSpec,
-        MobileMQASpec,
-        NetworkSpec,
-        PooledHeadSpec,
-        SESpec,
-        StemSpec,
-        UIBSpec,
-    )
+    cls.__name__: cls for cls in (NetworkSpec, StemSpec, StartSpec, *get_args(BlockSpec), *get_args(HeadSpec))
 }
 
 
@@ -69,4 +48,12 @@ def _decode(value: Any) -> Any:
     name = items.pop("class", None)
     if name not in _CLASSES:
         raise ValueError(f"Not the spec of a network: {name!r} is none of {', '.join(_CLASSES)}.")
+    if name == "NetworkSpec" and "start" not in items:
+        items["start"] = _start_of_loose_fields(items)
     return _CLASSES[name](**items)
+
+
+def _start_of_loose_fields(items: dict[str, Any]) -> StartSpec | None:
+    """The start of a spec in a file of version 0.1.0, which has its fields beside the others, norms or not."""
+    loose = {key.name: items.pop(key.name) for key in fields(StartSpec) if key.name in items}
+    return StartSpec(**loose) if items.get("norm") == "none" else None

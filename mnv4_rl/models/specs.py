@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from mnv4_rl.checks import Interval, check_choice, check_kernel, check_positive, check_range, check_ranges
+from mnv4_rl.checks import Interval, check_choice, check_kernel, check_positive, check_range, check_ranges, check_type
 
 NormName: TypeAlias = Literal["none", "batch", "group", "layer"]
 ActivationName: TypeAlias = Literal["relu", "silu", "gelu"]
@@ -198,6 +198,27 @@ StageSpec: TypeAlias = tuple[BlockSpec, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartSpec:
+    """How a network without norms starts; :func:`mnv4_rl.models.start.start` draws its weights so.
+
+    Attributes:
+        skip_gain: What a block with a skip adds at first, as a share of its input.
+        static_gain: What the stem's filters keep at first of what all frames of a stack have in common, colour by
+            colour (what stands still), and flat areas give no signal; None keeps everything.
+        weight_rms: Root mean square at which the convolutions of stem and stages store their weights, nearly, so that
+            Adam teaches all of them equally fast; None stores them as drawn.
+    """
+
+    skip_gain: float = 1.0
+    static_gain: float | None = None
+    weight_rms: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range("skip_gain", self.skip_gain, Interval(0, includes_low=False))
+        check_ranges(self, {"static_gain": Interval(0, 1), "weight_rms": Interval(0, includes_low=False)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
     """One variant: what :func:`mnv4_rl.models.network.build` turns into a network.
 
@@ -207,11 +228,8 @@ class NetworkSpec:
         norm: Norm after the stem, unless it names its own, and after each block's last convolution.
         inner_norm: Norm after the other convolutions of a block; without one they have a bias.
         layer_scale: Initial per-channel scale of UIB and MobileMQA outputs, None for no scale.
-        skip_gain: Without norms, what a block with a skip adds at first, as a share of its input.
-        static_gain: Without norms, what the stem's first filters keep of what all image channels have in common (the
-            frames of a stack: what stands still), and flat areas give no signal; None keeps everything.
-        weight_rms: Root mean square at which the convolutions of stem and stages store their weights, so that Adam
-            teaches all of them equally fast; None stores them as drawn.
+        start: How the weights start, for a network whose ``norm`` is "none"; None for the plain :class:`StartSpec`, and
+            where norms set the size of the signal.
         image_size: Side in pixels that published sizes refer to.
     """
 
@@ -224,9 +242,7 @@ class NetworkSpec:
     inner_norm: NormName
     activation: ActivationName
     layer_scale: float | None = None
-    skip_gain: float = 1.0
-    static_gain: float | None = None
-    weight_rms: float | None = None
+    start: StartSpec | None = None
     image_size: int
 
     def __post_init__(self) -> None:
@@ -234,7 +250,29 @@ class NetworkSpec:
         check_choice("inner_norm", self.inner_norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_positive(image_size=self.image_size)
-        check_ranges(self, {"static_gain": Interval(0, 1), "weight_rms": Interval(0, includes_low=False)})
+        check_ranges(self, {"layer_scale": Interval(0, includes_low=False)})
+        check_type("name", self.name, str)
+        check_type("stem", self.stem, StemSpec)
+        check_type("head", self.head, get_args(HeadSpec))
+        self._check_stages()
+        self._check_start()
+
+    def _check_stages(self) -> None:
+        check_type("stages", self.stages, tuple)
+        for index, stage in enumerate(self.stages):
+            check_type(f"stages[{index}]", stage, tuple)
+            for block in stage:
+                check_type(f"A block of stages[{index}]", block, get_args(BlockSpec))
+
+    def _check_start(self) -> None:
+        if self.start is None:
+            return
+        check_type("start", self.start, StartSpec)
+        if self.norm != "none":
+            raise ValueError(
+                f"start={self.start} is for networks without norms, got norm={self.norm!r}: norms set the size of the "
+                "signal, whatever the weights. Set start=None, or norm='none'."
+            )
 
     @property
     def out_channels(self) -> int:

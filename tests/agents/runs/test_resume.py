@@ -43,7 +43,7 @@ def session(folder, resume=False, total=TOTAL, every=16, keep=100, model=None, c
             go_on(model, start)
         plan = Plan(total, 0, checkpoints or CheckpointPlan(every, keep))
         outcome = train(model, model.env, run, plan, tiny_env, start)
-        run.describe({"algo": "ppo"})
+        run.describe({"algo": "ppo"}, "python a.py")
     return model, outcome
 
 

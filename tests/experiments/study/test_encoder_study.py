@@ -14,8 +14,8 @@ from stable_baselines3.common.envs import FakeImageEnv
 from agents.agent_files import load_agent, save_agent
 from agents.encoders import ENCODERS, add_encoder, policy_kwargs
 from agents.ppo import build_ppo
+from agents.runs.config import PPOConfig
 from experiments import encoder_study
-from experiments.atari_ppo import AtariConfig
 from experiments.racing.results import RaceRun, write_race
 from experiments.racing.running import Outcome
 from experiments.study.candidates import BASE, CANDIDATES
@@ -40,7 +40,7 @@ def test_a_candidate_differs_from_rl_s_and_gives_its_features(name):
 
 def test_a_candidate_trains_saves_and_loads_by_its_name(tmp_path):
     env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=True)
-    AtariConfig(encoder="rl_s-mqa").check()
+    PPOConfig(encoder="rl_s-mqa").check()
     model = PPO("CnnPolicy", env, policy_kwargs=policy_kwargs("rl_s-mqa", 16), n_steps=8, batch_size=8, device="cpu")
     model.learn(8)
     save_agent(model, tmp_path / "agent")

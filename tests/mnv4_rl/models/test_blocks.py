@@ -18,8 +18,8 @@ from mnv4_rl.models.layers import (
     make_conv,
     make_norm,
 )
-from mnv4_rl.models.network import initialise
 from mnv4_rl.models.specs import ACTIVATIONS, NORMS
+from mnv4_rl.models.start import draw
 
 MEMORY_FORMATS = (th.contiguous_format, th.channels_last)
 ATTENTION_SETTINGS = [(kv_heads, kv_stride) for kv_heads in (1, 4) for kv_stride in (1, 2)]
@@ -336,8 +336,8 @@ def test_attention_keeps_tiny_maps(kv_heads, kv_stride, size):
 
 
 @pytest.mark.parametrize("conv", [nn.Conv2d(64, 64, 5, groups=64), nn.Conv2d(32, 64, 3), nn.Linear(64, 64)])
-def test_initialise_keeps_he_variance_at_any_width_depthwise_included(conv):
-    initialise(nn.ModuleDict({"layer": conv}))
+def test_the_draw_keeps_he_variance_at_any_width_depthwise_included(conv):
+    draw(nn.ModuleDict({"layer": conv}))
     fan_in = conv.weight[0].numel()
     assert conv.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
     assert not conv.bias.any()

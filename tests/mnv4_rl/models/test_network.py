@@ -1,5 +1,6 @@
 """Spec -> network: any image size, the head's grid, what forward refuses, how it starts."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from mnv4_rl.models.specs import (
     MobileMQASpec,
     NetworkSpec,
     SESpec,
+    StartSpec,
     StemSpec,
     UIBSpec,
 )
@@ -148,17 +150,23 @@ WITH_ATTENTION = replace(
 
 @pytest.mark.parametrize("spec", [*map(get_spec, list_models("rl")), WITH_ATTENTION], ids=lambda spec: spec.name)
 def test_blocks_without_norms_start_with_unit_variance_on_plain_pictures(spec):
-    state = th.get_rng_state()
-    pictures = plain_pictures(4)
-    assert th.equal(state, th.get_rng_state())
+    pictures = th.tensor(plain_pictures(4))
     model = build(spec, 4, 0)
     x = model.stem(pictures)
     assert x.std().item() == pytest.approx(1.0, rel=1e-3)
     for block in (block for stage in model.stages for block in stage):
         added = block(x) - x if block.has_skip else block(x)
-        target = spec.skip_gain * x.std().item() if block.has_skip else 1.0
+        target = spec.start.skip_gain * x.std().item() if block.has_skip else 1.0
         assert added.std().item() == pytest.approx(target, rel=1e-3)
         x = block(x)
+
+
+def convolutions(model):
+    return [m for m in (*model.stem.modules(), *model.stages.modules()) if isinstance(m, nn.Conv2d)]
+
+
+def with_start(spec, **kwargs):
+    return replace(spec, start=replace(spec.start, **kwargs))
 
 
 def test_equalised_convolutions_compute_what_they_did_and_learn_equally_fast():
@@ -166,22 +174,60 @@ def test_equalised_convolutions_compute_what_they_did_and_learn_equally_fast():
     models = []
     for weight_rms in (None, 0.06):
         th.manual_seed(0)
-        models.append(build(replace(spec, weight_rms=weight_rms), 4, 0))
+        models.append(build(with_start(spec, weight_rms=weight_rms), 4, 0))
     drawn, equal = models
     images = th.randint(0, 256, (3, 4, 84, 84), dtype=th.uint8)
     for pictures in (images, images / 255):
         th.testing.assert_close(drawn(pictures), equal(pictures), rtol=1e-4, atol=1e-4)
-    convolutions = [m for m in (*equal.stem.modules(), *equal.stages.modules()) if isinstance(m, nn.Conv2d)]
-    assert len(convolutions) == 11
-    for convolution in convolutions:
-        assert convolution.weight.square().mean().sqrt().item() == pytest.approx(0.06, rel=1e-4)
-    before = [m.weight.detach().clone() for m in convolutions]
+    before = [m.weight.detach().clone() for m in convolutions(equal)]
     optimizer = th.optim.Adam(equal.parameters(), lr=1e-3)
     equal(images).square().sum().backward()
     optimizer.step()
-    for convolution, weight in zip(convolutions, before, strict=True):
+    for convolution, weight in zip(convolutions(equal), before, strict=True):
         moved = (convolution.weight - weight).square().mean().sqrt().item()
-        assert moved == pytest.approx(1e-3, rel=0.3)  # the same share of every layer's weights
+        assert moved == pytest.approx(1e-3, rel=0.3)  # nearly the same share of every layer's weights
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 3, 4, 12])
+def test_equalised_weights_are_of_nearly_one_size_and_gains_the_same_with_every_seed(in_channels):
+    gains = set()
+    for seed in range(20):
+        th.manual_seed(seed)
+        model = build(get_spec("rl_s"), in_channels, 0)
+        sizes = [m.weight.square().mean().sqrt().item() for m in convolutions(model)]
+        assert len(sizes) == 11
+        assert all(0.8 < size / 0.06 < 1.2 for size in sizes)
+        gains.add(tuple(m.gain.item() for m in convolutions(model)))
+    assert len(gains) == 1
+
+
+@pytest.mark.parametrize("name", list_models("rl"))
+@pytest.mark.parametrize("in_channels", [1, 3, 4])
+def test_parameters_alone_carry_what_a_network_computes(name, in_channels):
+    source, target, images = build(get_spec(name), in_channels, 0), build(get_spec(name), in_channels, 0), None
+    images = th.randint(0, 256, (4, in_channels, 84, 84), dtype=th.uint8)
+    assert not th.equal(source(images), target(images))
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(source.parameters()), target.parameters())
+    assert th.equal(source(images), target(images))
+    mixed = build(get_spec(name), in_channels, 0)
+    mixed.load_state_dict(dict(source.named_parameters()), strict=False)
+    assert th.equal(source(images), mixed(images))
+
+
+def test_gains_of_a_file_are_kept():
+    model, other = build(get_spec("rl_s"), 4, 0), build(get_spec("rl_s"), 4, 0)
+    state = {name: 1.1 * value if name.endswith(".gain") else value for name, value in model.state_dict().items()}
+    other.load_state_dict(state)
+    assert all(th.equal(other.state_dict()[name], value) for name, value in state.items())
+
+
+def test_a_start_draws_no_more_from_the_global_generator_than_the_weights_need():
+    states = []
+    for start in (get_spec("rl_s").start, StartSpec()):
+        th.manual_seed(0)
+        build(replace(get_spec("rl_s"), start=start), 4, 0)
+        states.append(th.get_rng_state())
+    assert th.equal(*states)
 
 
 def test_gains_are_saved_with_the_weights():
@@ -215,7 +261,7 @@ def test_a_small_ball_that_moves_fills_the_features(background):
     spec = get_spec("rl_s")
     spec = replace(spec, head=replace(spec.head, constant_share=0.0))  # the features that depend on the picture
     assert change_of_features(spec, pictures, without) > 0.3
-    assert change_of_features(replace(spec, static_gain=None), pictures, without) < 0.15
+    assert change_of_features(with_start(spec, static_gain=None), pictures, without) < 0.15
 
 
 def test_what_stands_still_is_muted_but_not_gone():
@@ -224,6 +270,51 @@ def test_what_stands_still_is_muted_but_not_gone():
     model = build(spec, 4, 0)
     assert model(still).std() > 0.1 * spec.head.gain
     assert build(spec, 1, 0)(still[:, :1]).std() > 0.1 * spec.head.gain  # nothing in common with another channel
+
+
+# Colour is not time
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "frame_channels"), [(1, 1), (2, 1), (3, 3), (4, 1), (5, 1), (6, 3), (8, 1), (9, 3), (12, 3)]
+)
+def test_multiples_of_three_channels_are_taken_for_rgb(in_channels, frame_channels):
+    assert build(get_spec("rl_s"), in_channels, 0).frame_channels == frame_channels
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_what_frames_have_in_common_is_muted_colour_by_colour(frames, colours):
+    def drawn(static_gain):
+        th.manual_seed(0)
+        start = StartSpec(static_gain=static_gain)
+        stem = build(replace(get_spec("rl_s"), start=start), frames * colours, 0, frame_channels=colours).stem
+        weight = stem.conv.conv.weight.unflatten(1, (frames, colours))
+        return weight / weight.std(1).mean()  # calibration scales all filters alike
+
+    whole, muted = drawn(1.0), drawn(0.3)
+    th.testing.assert_close(muted.mean(1), 0.3 * whole.mean(1))  # a mean for each colour
+    th.testing.assert_close(muted - muted.mean(1, keepdim=True), whole - whole.mean(1, keepdim=True))
+
+
+def brightness_beside_colour(frame_channels):
+    """How strongly a stem of three channels answers noise that they share, as a share of noise in which two differ."""
+    th.manual_seed(0)
+    noise = th.randn(1, 1, 84, 84)
+    brightness, colour = noise.repeat(1, 3, 1, 1), noise * th.tensor([1.0, -1.0, 0.0]).reshape(1, 3, 1, 1)
+    stems = [build(get_spec("rl_s"), 3, 0, frame_channels=frame_channels).stem for _ in range(5)]
+    answers = [(stem(brightness).std() / stem(colour).std()).item() for stem in stems]
+    return sum(answers) / len(answers)
+
+
+def test_brightness_of_one_rgb_frame_is_not_muted():
+    assert brightness_beside_colour(3) == pytest.approx(math.sqrt(3 / 2), rel=0.1)  # as much as its power says
+    assert brightness_beside_colour(1) == pytest.approx(0.3 * math.sqrt(3 / 2), rel=0.1)
+
+
+def test_frames_must_divide_the_channels():
+    with pytest.raises(ValueError, match="frame_channels"):
+        build(get_spec("rl_s"), 4, 0, frame_channels=3)
 
 
 def test_features_end_in_constants():
@@ -274,7 +365,7 @@ def test_without_rewards_a_policy_drifts_in_all_states_alike():
 
 
 def test_the_stem_may_have_a_norm_of_its_own():
-    spec = replace(get_spec("rl_s"), norm="layer")
+    spec = replace(get_spec("rl_s"), norm="layer", start=None)
     assert isinstance(build(spec, 4, 0).stem.conv.norm, nn.LayerNorm)
     spec = replace(spec, stem=replace(spec.stem, norm="none"))
     assert isinstance(build(spec, 4, 0).stem.conv.norm, nn.Identity)

@@ -17,6 +17,7 @@ from mnv4_rl.models.specs import (
     MobileMQASpec,
     PooledHeadSpec,
     SESpec,
+    StartSpec,
     StemSpec,
     UIBSpec,
     round_channels,
@@ -60,7 +61,8 @@ def test_a_row_without_batch_norm_builds_no_batch_norm(name):
 
 
 def test_batch_norm_is_swapped_for_groups_and_layer_scale_goes_with_it():
-    spec = replace(get_spec("rl_s"), norm="batch", inner_norm="none", layer_scale=1e-5).without_batch_norm()
+    spec = get_spec("rl_s")
+    spec = replace(spec, start=None, norm="batch", inner_norm="none", layer_scale=1e-5).without_batch_norm()
     assert (spec.norm, spec.inner_norm, spec.layer_scale) == ("group", "none", None)
 
 
@@ -117,8 +119,14 @@ def test_heads_divide_the_channels_or_the_allowed_counts_are_listed(channels, nu
         (lambda: GridHeadSpec(gain=0.0), r"gain must lie in \(0, inf\), got 0.0"),
         (lambda: GridHeadSpec(constant=-1.0), r"constant must lie in \[0, inf\), got -1.0"),
         (lambda: GridHeadSpec(constant_share=1.0), r"constant_share must lie in \[0, 1\), got 1.0"),
-        (lambda: replace(get_spec("rl_s"), static_gain=1.5), r"static_gain must lie in \[0, 1\], got 1.5"),
-        (lambda: replace(get_spec("rl_s"), weight_rms=-1.0), r"weight_rms must lie in \(0, inf\), got -1.0"),
+        (lambda: StartSpec(static_gain=1.5), r"static_gain must lie in \[0, 1\], got 1.5"),
+        (lambda: StartSpec(weight_rms=-1.0), r"weight_rms must lie in \(0, inf\), got -1.0"),
+        (lambda: StartSpec(skip_gain=0), r"skip_gain must lie in \(0, inf\), got 0"),
+        (lambda: StartSpec(skip_gain="1"), r"skip_gain must lie in \(0, inf\), got '1'"),
+        (lambda: StartSpec(weight_rms=float("nan")), "weight_rms must lie in"),
+        (lambda: replace(get_spec("rl_s"), norm="group"), "for networks without norms"),
+        (lambda: replace(get_spec("mnv4_conv_s"), start=StartSpec()), "for networks without norms"),
+        (lambda: replace(get_spec("rl_s"), layer_scale=0.0), "layer_scale must lie in"),
         (lambda: GridHeadSpec(norm="instance"), "norm must be one of none, batch, group, layer, got 'instance'"),
         (lambda: GridHeadSpec(activation="tanh"), "activation must be one of relu, silu, gelu, got 'tanh'"),
         (lambda: replace(get_spec("rl_s"), inner_norm="x"), "inner_norm must be one of .*, got 'x'"),
@@ -128,6 +136,27 @@ def test_heads_divide_the_channels_or_the_allowed_counts_are_listed(channels, nu
 def test_broken_row_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"stages": (("conv",),)},
+        {"stages": [(ConvSpec(out_channels=8),)]},
+        {"stages": ([ConvSpec(out_channels=8)],)},
+        {"stages": (ConvSpec(out_channels=8),)},
+        {"stages": ((StemSpec(out_channels=8),),)},
+        {"stem": ConvSpec(out_channels=8)},
+        {"head": "grid"},
+        {"head": None},
+        {"start": {"skip_gain": 0.5}},
+        {"name": 3},
+    ],
+    ids=str,
+)
+def test_a_piece_of_another_kind_is_refused(field):
+    with pytest.raises(TypeError, match="must be a "):
+        replace(get_spec("rl_s"), **field)
 
 
 # Names

@@ -91,10 +91,18 @@ def test_specs_survive_json(name: str) -> None:
     assert spec_from_dict(json.loads(json.dumps(spec_to_dict(SPECS[name])))) == SPECS[name]
 
 
+@pytest.mark.parametrize("name", ["rl_s", "rl_m", "mnv4_conv_s"])
+def test_a_spec_with_the_loose_fields_of_version_0_1_0_is_read(name: str) -> None:
+    data = spec_to_dict(get_spec(name))
+    start = data.pop("start") or {"skip_gain": 1.0, "static_gain": None, "weight_rms": None}
+    data |= {key: start[key] for key in ("skip_gain", "static_gain", "weight_rms")}
+    assert spec_from_dict(data) == get_spec(name)
+
+
 @pytest.mark.parametrize(
     ("change", "phrase"),
     [
-        ({"class": "Popen"}, "'Popen' is none of ConvSpec"),
+        ({"class": "Popen"}, "'Popen' is none of "),
         ({"class": "StemSpec"}, "unexpected keyword"),
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
         ({"norm": "instance"}, "norm must be one of"),

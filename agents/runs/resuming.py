@@ -1,4 +1,4 @@
-"""``--resume DIR``: the flags of the run in a folder, from its config.yml."""
+"""The settings of the run in a folder, from its config.yml, and what may change when it goes on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from agents.runs.config import RunConfig
 from agents.runs.folder import read_config
-from experiments.cli.atari import AtariConfig
-from experiments.cli.command import parse, user_errors
 
-RunConfig = TypeVar("RunConfig", bound=AtariConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 # What may change between two sessions of a run: how long and where it trains, not what is learned.
 CHANGEABLE = (
@@ -24,25 +23,8 @@ CHANGEABLE = (
 )
 
 
-def parse_run(config_class: type[RunConfig], args: list[str] | None = None) -> RunConfig:
-    """Flags -> config; with ``--resume`` the recorded settings take the place of the defaults.
-
-    Args:
-        config_class: A command's flags.
-        args: Flags, ``sys.argv`` by default.
-    """
-    config = parse(config_class, args)
-    if config.resume is None:
-        return config
-    with user_errors():
-        recorded = recorded_config(config_class, config.resume)
-        config = parse(config_class, args, recorded)
-        check_changes(recorded, config)
-    return config
-
-
-def recorded_config(config_class: type[RunConfig], folder: Path) -> RunConfig:
-    """The settings of the run in a folder.
+def recorded_config(config_class: type[Config], folder: Path) -> Config:
+    """The settings of the run in a folder, with ``resume`` set to it.
 
     Raises:
         ValueError: If the folder holds no run, or one of another command.
@@ -51,18 +33,19 @@ def recorded_config(config_class: type[RunConfig], folder: Path) -> RunConfig:
     algo = settings.get("algo")
     if "algo" not in get_type_hints(config_class):
         settings.pop("algo", None)
-    settings.pop("tuning", None)
+    for name in ("family", "tuning"):
+        settings.pop(name, None)
     try:
         return replace(_typed(config_class, settings), resume=folder)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{folder} holds a run of {algo}, which is not of this command: {error}.") from error
 
 
-def check_changes(recorded: AtariConfig, config: AtariConfig) -> None:
-    """Refuse flags that would make another run of it, or one that has ended.
+def check_changes(recorded: RunConfig, config: RunConfig) -> None:
+    """Refuse settings that would make another run of it, or one that has ended.
 
     Raises:
-        ValueError: Naming the flag and what it was.
+        ValueError: Naming the setting and what it was.
     """
     before, now = asdict(recorded), asdict(config)
     for name in before.keys() - set(CHANGEABLE):

@@ -1,0 +1,207 @@
+"""A run as a function: from any thread, closed behind itself, told of checkpoints, repeated by its own command line."""
+
+import json
+import shlex
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agents.runs.run as runs
+from agents.dqn import DQNHyperparameters
+from agents.ppo import PPOHyperparameters
+from agents.runs import families, train_run
+from agents.runs.config import DQNConfig, PPOConfig, command_line
+from agents.runs.families import Family
+from agents.runs.folder import RunFolder
+from agents.runs.lock import FolderInUseError
+from agents.runs.resuming import recorded_config
+from experiments import atari_ppo
+from experiments.cli.command import parse
+
+TINY = PPOConfig(
+    n_envs=2,
+    total_timesteps=32,
+    encoder="rl_s",
+    evaluation_games=0,
+    checkpoint_every=16,
+    device="cpu",
+    threads=1,
+    ppo=PPOHyperparameters(n_steps=8, batch_size=16, n_epochs=1),
+)
+
+
+def tensors(folder, timesteps=32):
+    return (folder / "checkpoints" / f"{timesteps:09d}" / "agent.safetensors").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of TINY, not to be changed."""
+    return train_run(replace(TINY, run_dir=tmp_path_factory.mktemp("first") / "run"), quiet=True)
+
+
+def in_thread(function, *args, **kwargs):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def test_run_in_a_worker_thread_is_the_run_of_the_main_thread(first, capfd):
+    handlers, threads = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)], set(threading.enumerate())
+    outcome = in_thread(train_run, TINY, quiet=True)
+    assert capfd.readouterr() == ("", "")
+    assert handlers == [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
+    assert set(threading.enumerate()) <= threads
+    assert (outcome.finished, outcome.timesteps) == (first.finished, first.timesteps) == (True, 32)
+    assert outcome.folder != first.folder and outcome.model.is_file()
+    assert tensors(outcome.folder) == tensors(first.folder)
+
+
+def test_runs_side_by_side_in_threads_have_folders_of_their_own():
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [future.result() for future in [pool.submit(train_run, TINY, quiet=True) for _ in range(2)]]
+    assert len({outcome.folder for outcome in outcomes}) == 2
+    for outcome in outcomes:
+        assert outcome.finished and outcome.model.is_file()
+        assert not (outcome.folder / "run.lock").exists()
+
+
+def test_default_folders_never_collide(monkeypatch):
+    monkeypatch.setattr(runs.time, "strftime", lambda *_: "20260101_000000")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(runs.new_folder, [TINY] * 8))
+    assert len(set(made)) == 8 and all(folder.is_dir() for folder in made)
+
+
+def test_checkpoints_are_told_and_may_end_the_run():
+    told = []
+
+    def stop(path, timesteps, score):
+        told.append((path.is_dir(), path.name, timesteps, score))
+        return False
+
+    pruned = train_run(TINY, stop, quiet=True)
+    assert (pruned.finished, pruned.timesteps) == (False, 16) and pruned.model.is_file()
+    assert told == [(True, "000000016", 16, None)]
+    resumed = train_run(recorded_config(PPOConfig, pruned.folder), stop, quiet=True)
+    assert (resumed.finished, resumed.timesteps) == (True, 32)  # a checkpoint at the end has nothing to stop
+    assert [timesteps for _, _, timesteps, _ in told] == [16, 32]
+
+
+class Closing:
+    """Counts what is closed."""
+
+    def __init__(self, env):
+        self.env, self.closed = env, 0
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def close(self):
+        self.closed += 1
+        self.env.close()
+
+
+@pytest.mark.parametrize("where", ["build", "training"])
+def test_failure_closes_the_environments_and_releases_the_folder(where, monkeypatch):
+    atari, made = families.FAMILIES["atari"], []
+
+    def watched(config, monitor):
+        made.append(Closing(atari.make_env(config, monitor)))
+        return made[-1]
+
+    def fail(*_):
+        raise RuntimeError("broken")
+
+    row = Family(atari.resolve_game, watched, atari.make_evaluation_env)
+    monkeypatch.setitem(families.FAMILIES, "atari", row)
+    if where == "build":
+        monkeypatch.setattr(PPOConfig, "build", fail)
+    config = replace(TINY, run_dir=runs.Path("run").absolute())
+    with pytest.raises(RuntimeError, match="broken"):
+        in_thread(train_run, config, fail, quiet=True)
+    assert [env.closed for env in made] == [1]
+    assert not (config.run_dir / "run.lock").exists()
+    RunFolder(config.run_dir, resume=True).close()
+
+
+def test_folder_in_use_is_an_error_and_no_exit():
+    with RunFolder(runs.Path("run")) as held, pytest.raises(FolderInUseError):
+        train_run(replace(TINY, run_dir=held.path), quiet=True)
+
+
+def test_another_family_of_games_is_a_row(monkeypatch):
+    class Coins(PPOConfig):
+        family = "coins"
+
+    atari = families.FAMILIES["atari"]
+    with pytest.raises(KeyError):
+        train_run(Coins(), quiet=True)
+    row = Family(lambda game: f"coins_{game}", atari.make_env, atari.make_evaluation_env)
+    monkeypatch.setitem(families.FAMILIES, "coins", row)
+    outcome = train_run(Coins(**vars(TINY)), quiet=True)
+    assert outcome.folder.name.startswith("coins_pong__ppo__rl_s__s0__")
+
+
+# Command lines
+
+
+def words(folder):
+    return shlex.split((folder / "command.txt").read_text().splitlines()[0])
+
+
+def test_command_txt_repeats_the_run_bit_for_bit_and_a_resumed_one_says_what_changed(first):
+    said = words(first.folder)
+    assert said[:2] == ["python", "experiments/atari_ppo.py"]
+    atari_ppo.main([*said[2:], "--run-dir", "again"])
+    again = runs.Path("again")
+    assert tensors(first.folder) == tensors(again)
+    train_run(replace(recorded_config(PPOConfig, again), total_timesteps=48), quiet=True)
+    lines = (again / "command.txt").read_text().splitlines()
+    assert lines == [shlex.join(said), "python experiments/atari_ppo.py --resume again --total-timesteps 48"]
+
+
+ppo_configs = st.builds(
+    PPOConfig,
+    game=st.sampled_from(["pong", "Ms. Pac-Man", "ALE/Breakout-v5"]),
+    seed=st.integers(0, 2 * 10**9),
+    threads=st.none() | st.integers(1, 8),
+    compile=st.booleans(),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    ppo=st.builds(
+        PPOHyperparameters, learning_rate=st.floats(0, 1), gamma=st.floats(0, 1), n_steps=st.integers(1, 2**40)
+    ),
+)
+dqn_configs = st.builds(
+    DQNConfig,
+    algo=st.sampled_from(["dqn", "qrdqn"]),
+    checkpoint_replay=st.booleans(),
+    dqn=st.builds(DQNHyperparameters, learning_rate=st.floats(0, 1), exploration_fraction=st.floats(1e-9, 1)),
+)
+
+
+@given(ppo_configs | dqn_configs)
+def test_every_config_is_parsed_back_from_its_line(config):
+    line = command_line(config)
+    assert parse(type(config), shlex.split(line)[2:]) == config
+    assert command_line(parse(type(config), shlex.split(line)[2:])) == line
+
+
+def test_a_dqn_run_is_a_function_too():
+    h = DQNHyperparameters(buffer_size=200, learning_starts=16, batch_size=8)
+    config = DQNConfig(n_envs=2, total_timesteps=32, encoder="rl_s", evaluation_games=1, device="cpu", threads=1, dqn=h)
+    outcome = in_thread(train_run, config, quiet=True)
+    assert outcome.finished and outcome.evaluation is not None and len(outcome.evaluation.scores) == 1
+    assert json.loads((outcome.folder / "evaluation.json").read_text())["games"] == 1
+    assert np.isfinite(outcome.steps_per_second)
+    assert words(outcome.folder)[1] == "experiments/atari_dqn.py"
