@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from mnv4_rl.checks import check_positive
 from mnv4_rl.extractors import ImageExtractor
-from mnv4_rl.models.layers import MAX_BYTE
 
 IMPALA_CHANNELS = (16, 32, 32)
 
@@ -88,17 +87,19 @@ class ImpalaCNN(ImageExtractor):
     (https://github.com/raphajaner/impoola, https://github.com/vwxyzjn/cleanrl); SB3's orthogonal one passes it by.
 
     Args:
-        observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
+        observation_space: Images, as for :class:`mnv4_rl.MNV4Extractor`.
         features_dim: Width of the features; the paper has 256, SB3's NatureCNN 512.
         channels: Channels of the sections.
-        normalized_image: Trust that a float image is scaled, whatever its bounds.
-        channels_last: Whether the image is (H, W, C) when it arrives here; None decides as SB3 does.
+        normalized_image: Take the numbers as they are, as floats, whatever their type and bounds.
+        channels_last: Whether the image is (H, W, C) when it arrives here; None finds out, and asks where nobody can
+            know.
 
     Raises:
         ValueError: If the space is no image, or a width is below 1.
     """
 
     pooled = False
+    takes_bytes = False  # the networks' public code divides first
 
     def __init__(
         self,
@@ -110,12 +111,6 @@ class ImpalaCNN(ImageExtractor):
     ) -> None:
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
         self.network = impala_network(*self.image_shape, features_dim, channels, self.pooled)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """As :meth:`ImageExtractor.forward`; uint8 is divided by 255 here, as in the networks' public code."""
-        if observations.dtype == th.uint8:
-            observations = observations.float().div_(MAX_BYTE)
-        return super().forward(observations)
 
 
 class ImpoolaCNN(ImpalaCNN):

@@ -1,4 +1,4 @@
-"""The encoders behind stable-baselines3's features-extractor contract; the only place that knows observation spaces.
+"""The encoders behind stable-baselines3's features-extractor contract; :mod:`mnv4_rl.observations` knows the spaces.
 
     policy_kwargs = dict(features_extractor_class=MNV4Extractor, net_arch=[])
 
@@ -17,18 +17,18 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from mnv4_rl.checks import check_positive
+from mnv4_rl.models.layers import MAX_BYTE
 from mnv4_rl.models.network import Network, build
 from mnv4_rl.models.registry import get_spec
 from mnv4_rl.models.specs import GridHeadSpec, NetworkSpec
+from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
 from mnv4_rl.weights.pretrained import PretrainedWeights, freeze_trunk
-
-MAX_NORMALIZED = 1.0
 
 
 class ImageExtractor(BaseFeaturesExtractor):
@@ -37,15 +37,17 @@ class ImageExtractor(BaseFeaturesExtractor):
     A subclass sets ``self.network``, which maps (N, channels, H, W), float or uint8, to (N, features_dim).
 
     Args:
-        observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
+        observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
         features_dim: Width of the features.
-        normalized_image: Trust that a float image is scaled, whatever its bounds (SB3's meaning of the word).
+        normalized_image: Take the numbers as they are, as floats, whatever their type and bounds. SB3 still divides
+            what it takes for an image, uint8 in [0, 255].
         channels_last: Whether the image is (H, W, C) when it arrives here: SB3 has by then moved the channels of a
-            uint8 image to the front, and leaves those of a float image. None decides as SB3 does, by the smallest axis.
+            uint8 image to the front, and leaves those of all others. None finds out, and asks where nobody can know.
 
     Attributes:
-        accepts_uint8: Whether the space is one of images that SB3 would divide by 255, uint8 in [0, 255]: the policies
-            of :mod:`mnv4_rl.policies` then hand them over as they are.
+        layout: How an observation becomes an image.
+        accepts_uint8: Whether the space is uint8 in [0, 255]: the policies of :mod:`mnv4_rl.policies` then hand the
+            observations over as they are.
 
     Raises:
         TypeError: If the space is not a gymnasium space.
@@ -53,6 +55,7 @@ class ImageExtractor(BaseFeaturesExtractor):
     """
 
     network: nn.Module
+    takes_bytes = True  # whether the network itself divides uint8 by 255
 
     def __init__(
         self,
@@ -62,39 +65,50 @@ class ImageExtractor(BaseFeaturesExtractor):
         channels_last: bool | None = None,
     ) -> None:
         check_positive(features_dim=features_dim)
-        box = check_image_space(observation_space, normalized_image)
-        super().__init__(box, features_dim)
-        self.channels_last = choose_channels_last(box, channels_last)
-        self.accepts_uint8 = is_image_space(box)
-        self._may_be_unscaled = box.dtype == np.uint8 and not normalized_image
+        layout = read_layout(observation_space, normalized_image, channels_last)
+        super().__init__(observation_space, features_dim)
+        self.layout = layout
+        self.accepts_uint8 = layout.is_bytes
+        # uint8 for a float space are pixels; for a space of integers they are those.
+        self._divides_uint8 = layout.is_bytes or np.issubdtype(observation_space.dtype, np.floating)
+        self._may_be_unscaled = layout.is_bytes and not layout.is_folded and not normalized_image
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether an image is (H, W, C) when it arrives here."""
+        return self.layout.channels_last
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an observation."""
-        shape = self._observation_space.shape
-        assert shape is not None  # a Box has one
-        a, b, c = shape
-        return (c, a, b) if self.channels_last else (a, b, c)
+        """Channels, height and width of what the network reads."""
+        return self.layout.image_shape
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations to features.
 
         Args:
-            observations: (N, C, H, W), or (N, H, W, C) for a channels-last space; float scaled by SB3, or uint8 in
-                [0, 255], which gives the features of its ``float() / 255``.
+            observations: (N, *observation_space.shape), as SB3 hands them over: float, a 3-D uint8 image divided by
+                255, all else as it is. Or uint8 in [0, 255], which gives the features of its ``float() / 255``.
 
         Returns:
             (N, features_dim) float.
 
         Raises:
-            ValueError: If a uint8 space arrives as floats above 1, that is with SB3's ``normalize_images=False``.
+            ValueError: If a 3-D uint8 space arrives as floats above 1, that is with SB3's ``normalize_images=False``.
         """
-        is_float = observations.dtype != th.uint8
-        if is_float and self._may_be_unscaled and not th.compiler.is_compiling():
+        return self.network(self.layout.fold(self._scaled(observations)))
+
+    def _scaled(self, observations: Tensor) -> Tensor:
+        """Floats of the scale the network wants, or bytes that it divides itself."""
+        if observations.dtype == th.uint8 and self._divides_uint8:
+            return observations if self.takes_bytes else observations.float().div_(MAX_BYTE)
+        if not observations.is_floating_point():
+            observations = observations.float()
+        if self.accepts_uint8 and self.layout.is_folded:
+            return observations / MAX_BYTE
+        if self._may_be_unscaled and not th.compiler.is_compiling():
             self._check_scale(observations)
-        if self.channels_last:
-            observations = observations.permute(0, 3, 1, 2)
-        return self.network(observations)
+        return observations
 
     def apply(self, fn: Any) -> ImageExtractor:
         """As :meth:`torch.nn.Module.apply`, except that SB3's orthogonal initialisation passes this module by.
@@ -111,7 +125,7 @@ class ImageExtractor(BaseFeaturesExtractor):
     def _check_scale(self, observations: Tensor) -> None:
         # Once, on the first batch that shows any light: afterwards the hot path pays nothing.
         peak = float(observations.max()) if observations.numel() else 0.0
-        if peak > MAX_NORMALIZED:
+        if peak > MAX_NORMALIZED + SCALE_TOLERANCE:
             raise ValueError(
                 f"{type(self).__name__} got float images with values up to {peak:g}, but expects them divided by 255. "
                 "Drop normalize_images=False from policy_kwargs, or scale the images in the environment and pass "
@@ -131,12 +145,12 @@ class MNV4Extractor(ImageExtractor):
     SB3 puts two tanh layers of 64 behind every extractor but its own NatureCNN; pass ``net_arch=[]`` beside it.
 
     Args:
-        observation_space: A 3-D Box: uint8 in [0, 255], or float in [-1, 1].
+        observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
         features_dim: Width of the features, at least 1.
         variant: Any name of :func:`mnv4_rl.list_models`, or a :class:`mnv4_rl.models.specs.NetworkSpec` of your own.
-        normalized_image: Trust that a float image is scaled, whatever its bounds.
-        channels_last: Whether the image is (H, W, C) when it arrives here; None decides as SB3 does, by the smallest
-            axis. SB3 itself moves the channels of uint8 images to the front.
+        normalized_image: Take the numbers as they are, as floats, whatever their type and bounds.
+        channels_last: Whether the image is (H, W, C) when it arrives here; None finds out, and asks where nobody can
+            know. SB3 itself moves the channels of uint8 images to the front.
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
             parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
         pretrained: Start stem and stages from trained weights, see :func:`mnv4_rl.weights.load_pretrained`. The file
@@ -202,7 +216,8 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
     For ``"MultiInputPolicy"``. SB3's own CombinedExtractor uses NatureCNN for images.
 
     Args:
-        observation_space: A Dict with at least one 3-D Box; every 3-D Box is an image.
+        observation_space: A Dict with at least one image: a Box with 3 axes, a stack of such with 4, or a grey uint8
+            picture with 2.
         cnn_output_dim: Features of each image; the name is that of SB3's CombinedExtractor.
         image_kwargs: Passed on to every :class:`MNV4Extractor`: ``variant``, ``normalized_image``, ``channels_last``,
             ``grid``, ``pretrained``, ``frozen``, ``frame_channels``.
@@ -221,6 +236,7 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
                 extractors[key] = _named_extractor(key, space, cnn_output_dim, **image_kwargs)
                 features_dim += cnn_output_dim
             else:
+                warn_of_matrix(key, space)
                 extractors[key] = nn.Flatten()
                 features_dim += get_flattened_obs_dim(space)
         super().__init__(observation_space, features_dim)
@@ -257,84 +273,13 @@ def check_dict_space(space: gym.Space) -> spaces.Dict:
 
     Raises:
         TypeError: If the space is not a Dict.
-        ValueError: If no entry is a 3-D Box.
+        ValueError: If no entry is an image.
     """
     if not isinstance(space, spaces.Dict):
         raise TypeError(f"MNV4CombinedExtractor needs a Dict space, got {space}; use MNV4Extractor for a single image.")
     if not any(is_image(sub) for sub in space.spaces.values()):
         raise ValueError(f"No entry of {space} is an image (a 3-D Box); use SB3's own CombinedExtractor for vectors.")
     return space
-
-
-def is_image(space: gym.Space) -> bool:
-    """Whether an entry of a Dict is taken for an image: a 3-D Box."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 3
-
-
-def check_image_space(space: gym.Space, normalized_image: bool) -> spaces.Box:
-    """The space, if it is an image.
-
-    Raises:
-        TypeError: If it is not a gymnasium space.
-        ValueError: If it is not a 3-D Box with at least one pixel, or its numbers are not those of an image.
-    """
-    if not isinstance(space, gym.Space):
-        raise TypeError(f"observation_space must be a gymnasium space, got {type(space).__name__}.")
-    if not isinstance(space, spaces.Box):
-        is_dict = isinstance(space, spaces.Dict)
-        hint = "MNV4CombinedExtractor with 'MultiInputPolicy'" if is_dict else "'MlpPolicy'"
-        raise ValueError(f"The encoder needs an image, a 3-D Box, got {space}; use {hint}.")
-    if len(space.shape) != 3:
-        raise ValueError(f"The encoder needs an image with 3 axes, got shape {space.shape}: {_axes_hint(space.shape)}")
-    if 0 in space.shape:
-        raise ValueError(f"The image has no pixels: shape {space.shape}; every axis must be at least 1.")
-    _check_numbers(space, normalized_image)
-    return space
-
-
-def _axes_hint(shape: tuple[int, ...]) -> str:
-    if len(shape) == 1:
-        return "this is a vector; use 'MlpPolicy'."
-    if len(shape) == 2:
-        return "add a channel axis, for example with gymnasium.wrappers.ReshapeObservation."
-    return "fold the frame axis into the channels, for example with SB3's VecFrameStack."
-
-
-def _check_numbers(space: spaces.Box, normalized_image: bool) -> None:
-    """Refuse pixels whose scale is unknown: SB3 divides by 255 what is uint8 in [0, 255], and passes all else on."""
-    if space.dtype != np.uint8 and not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(f"Pixels must be uint8 in [0, 255] or floats, got {space.dtype}; declare the Box as np.uint8.")
-    if normalized_image or is_image_space(space):
-        return
-    low, high = float(space.low.min()), float(space.high.max())
-    if space.dtype == np.uint8:
-        raise ValueError(
-            f"A uint8 image must have the bounds [0, 255], got [{low:g}, {high:g}]: SB3 would not divide it by 255. "
-            "Declare the Box as np.uint8 in [0, 255]."
-        )
-    if low < -MAX_NORMALIZED or high > MAX_NORMALIZED:
-        raise ValueError(
-            f"A float image must have bounds within [-1, 1], got [{low:g}, {high:g}]: SB3 divides only uint8 images by "
-            "255. Declare the Box as np.uint8 in [0, 255], or scale the image and pass "
-            "features_extractor_kwargs=dict(normalized_image=True)."
-        )
-
-
-def choose_channels_last(space: spaces.Box, wanted: bool | None) -> bool:
-    """Whether the last axis holds the channels: as ``wanted``, else by SB3's rule.
-
-    SB3's rule is that the smallest axis holds the channels, the first one if several are as small.
-
-    Raises:
-        ValueError: If channels-last is wanted for a uint8 image whose channels SB3 has moved to the front.
-    """
-    channels, *sides = space.shape
-    if wanted and is_image_space(space) and channels < min(sides):
-        raise ValueError(
-            f"channels_last=True, but the channels of this uint8 image come first: shape {space.shape}. SB3 moves them "
-            "to the front before the encoder sees them; leave channels_last at None."
-        )
-    return int(np.argmin(space.shape)) != 0 if wanted is None else wanted
 
 
 __all__ = ["MNV4CombinedExtractor", "MNV4Extractor"]
