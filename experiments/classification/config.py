@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
 
-import tyro
-import yaml
-
-from experiments.classification.recipes import Overrides, Recipe
+from agents.runs.config import SEED, check_device
+from agents.runs.folder import read_config
 from experiments.classification.sources import OnCorrupt
+from mnv4_rl.checks import Interval, check_positive, check_ranges
+from mnv4_rl.models.registry import get_spec
+
+_SHARE = Interval(0, 1, includes_high=False)
+_RANGES = {
+    "epochs": Interval(1),
+    "warmup_epochs": Interval(0),
+    "batch_size": Interval(2),  # BatchNorm on a 1x1 map has nothing to normalise in a batch of one
+    "learning_rate": Interval(0),
+    "weight_decay": Interval(0),
+    "label_smoothing": _SHARE,
+    "dropout": _SHARE,
+    "drop_path": _SHARE,
+    "ema_decay": _SHARE,
+    "shift": Interval(0, 0.5),
+    "mix_prob": Interval(0, 1),
+    "mixup_alpha": Interval(0),
+    "cutmix_alpha": Interval(0),
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +39,38 @@ class ClassifyConfig:
     data: str = "digits"
     """digits, or a folder: one subfolder of images a class (train/, val/ and test/ above them if you like), MNIST's IDX
     files, or CIFAR's files."""
-    recipe: str | None = None
-    """digits, scratch, scratch_mix, or the paper's paper_conv_s, _m, _l, paper_hybrid_m, _l; fits the data by
-    default."""
-    overrides: Annotated[Overrides, tyro.conf.arg(name="")] = field(default_factory=Overrides)
-    """Settings that differ from the recipe's."""
-    seed: int = 0
-    """Seed of weights, splits, order and augmentation."""
     image_size: int | None = None
     """Side in pixels that images are resized to; the data's own by default."""
     on_corrupt: OnCorrupt = "refuse"
     """What to do with an image file that cannot be read: refuse with its name, or skip and count."""
+    epochs: int = 30
+    """Passes over the training images."""
+    warmup_epochs: int = 2
+    """Epochs of linear warm-up; the cosine to 0 follows."""
+    batch_size: int = 64
+    """Images an update."""
+    learning_rate: float = 0.003
+    """AdamW's peak."""
+    weight_decay: float = 0.05
+    """AdamW's, on weights only (not on norms and biases)."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    dropout: float = 0.0
+    """Before the classifier."""
+    drop_path: float = 0.0
+    """Peak rate of stochastic depth."""
+    ema_decay: float = 0.99
+    """Of the averaged weights that are evaluated and kept; 0 for none."""
+    shift: float = 0.0625
+    """Largest random shift, as a share of the image."""
+    mix_prob: float = 0.5
+    """Probability of mixing a batch by mixup or cutmix."""
+    mixup_alpha: float = 0.2
+    """Beta parameter of mixup, 0 for none."""
+    cutmix_alpha: float = 1.0
+    """Beta parameter of cutmix, 0 for none."""
+    seed: int = 0
+    """Seed of weights, splits, order and augmentation."""
     run_dir: Path | None = None
     """Folder for everything the run writes; a new one under runs/ by default."""
     resume: Path | None = None
@@ -44,42 +82,43 @@ class ClassifyConfig:
     result_file: Path | None = None
     """CSV to add the result to, with a .md and the confusion picture beside it."""
 
+    def check(self) -> None:
+        """Refuse flags that cannot work.
+
+        Raises:
+            ValueError: Naming the flag, what came and what is allowed.
+        """
+        get_spec(self.model)
+        check_device(self.device)
+        check_ranges(self, _RANGES)
+        if self.image_size is not None:
+            check_positive(image_size=self.image_size)
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs}); lower "
+                "--warmup-epochs or train longer."
+            )
+
+    def to_yaml(self) -> dict[str, object]:
+        """What config.yml holds: all but the session's own flags."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_THE_SESSION}
+
 
 # What a resumed run takes from the command line; all else is in its folder.
-OF_THE_SESSION = ("resume", "device", "threads", "result_file")
-_KEPT = ("model", "data", "recipe", "seed", "image_size", "on_corrupt")
+OF_THE_SESSION = ("run_dir", "resume", "device", "threads", "result_file")
 
 
-def to_yaml(config: ClassifyConfig, recipe: Recipe) -> dict[str, Any]:
-    """What config.yml holds; :func:`read_config` is its inverse."""
-    return {**{name: getattr(config, name) for name in _KEPT}, "settings": asdict(recipe)}
-
-
-def read_config(path: Path) -> tuple[dict[str, Any], Recipe]:
-    """Settings of the run in a folder: fields of :class:`ClassifyConfig`, and the recipe as it was used.
+def resumed(config: ClassifyConfig, folder: Path) -> ClassifyConfig:
+    """The settings of the run in a folder, with this session's own flags.
 
     Raises:
-        FileNotFoundError: If there is no config.yml.
-        ValueError: If it is not one of this command's.
+        ValueError: If the folder holds no run of this command, or a flag was given that the run has already fixed.
     """
-    file = path / "config.yml"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} holds no run (no config.yml); name the folder of a run of this command.")
-    try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return {name: saved[name] for name in _KEPT}, Recipe(**saved["settings"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not a configuration of this command ({error!r}); start a new run.") from None
-
-
-def check_only_session(config: ClassifyConfig) -> None:
-    """Refuse flags beside --resume that the run has already fixed.
-
-    Raises:
-        ValueError: Naming the first of them.
-    """
-    default = ClassifyConfig()
-    for field_ in fields(config):
-        if field_.name not in OF_THE_SESSION and getattr(config, field_.name) != getattr(default, field_.name):
-            what = "recipe's settings" if field_.name == "overrides" else f"--{field_.name.replace('_', '-')}"
-            raise ValueError(f"The run in {config.resume} has fixed its settings; leave {what} out beside --resume.")
+    for field in fields(config):
+        if field.name not in OF_THE_SESSION and getattr(config, field.name) != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            raise ValueError(f"The run in {folder} has fixed its settings; leave {flag} out beside --resume.")
+    saved = read_config(folder)
+    if saved.keys() != config.to_yaml().keys():
+        raise ValueError(f"{folder}/config.yml is not a configuration of this command; start a new run.")
+    return replace(config, **saved)

@@ -11,27 +11,21 @@ become RGB; transparency is dropped.
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch as th
-from PIL import Image
+from PIL import Image, ImageOps
 
 from experiments.classification.images import Dataset, Images, check_memory, make_dataset
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_DEFAULT_SIZE = 224
 _GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Image files and their labels."""
-
-    paths: list[Path]
-    labels: list[int]
+T = TypeVar("T")
+Files = list[tuple[Path, int]]  # image files and their labels
 
 
 def load_folder(root: Path, seed: int, image_size: int | None, skip_corrupt: bool) -> Dataset:
@@ -49,104 +43,86 @@ def load_folder(root: Path, seed: int, image_size: int | None, skip_corrupt: boo
     folders = _split_folders(root)
     class_names = _class_names(folders["train"])
     files = {split: _list(folder, class_names) for split, folder in folders.items()}
-    sizes, greys = zip(*(_header(path, skip_corrupt) for path in files["train"].paths), strict=True)
-    side = image_size or min(MAX_DEFAULT_SIZE, round(statistics.median([s for s in sizes if s] or [1])))
-    mode = "L" if all(greys) else "RGB"
-    check_memory(sum(len(split.paths) for split in files.values()) * side**2 * len(mode))
-    read = {split: _read(listed, side, mode, skip_corrupt) for split, listed in files.items()}
-    skipped = sum(len(files[split].paths) - len(images) for split, images in read.items())
-    return make_dataset(
-        root.resolve().name,
-        class_names,
-        read["train"],
-        read.get("validation"),
-        read.get("test"),
-        seed,
-        side,
-        skipped=skipped,
-    )
+    headers = [header for path, _ in files["train"] if (header := _read(path, _header, skip_corrupt)) is not None]
+    side = image_size or min(MAX_DEFAULT_SIZE, round(np.median([short for short, _ in headers] or [1])))
+    mode = "L" if all(grey for _, grey in headers) else "RGB"
+    n_files = sum(map(len, files.values()))
+    check_memory(n_files * side**2 * len(mode))
+    read = {split: _decode_all(listed, side, mode, skip_corrupt) for split, listed in files.items()}
+    skipped = n_files - sum(map(len, read.values()))
+    splits = (read["train"], read.get("validation"), read.get("test"))
+    return make_dataset(root.resolve().name, class_names, *splits, seed, side, skipped=skipped)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> folder, as the folders there say."""
-    names = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    names = {path.name for path in _subfolders(root)}
     if "train" not in names or names - {"train", "val", "test"}:  # "train" among other names is a class
         return {"train": root}
     others = [root / name for name in ("test", "val") if name in names]
     return {"train": root / "train"} | dict(zip(("test", "validation"), others, strict=False))
 
 
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = tuple(path.name for path in _subfolders(folder))
     if not names:
         raise ValueError(f"{folder} has no subfolders; put the images of each class in a subfolder named after it.")
-    return tuple(names)
+    return names
 
 
-def _list(folder: Path, class_names: tuple[str, ...]) -> _Split:
+def _list(folder: Path, class_names: tuple[str, ...]) -> Files:
     """All image files of a split."""
-    unknown = sorted(set(_class_names(folder)) - set(class_names))
-    if unknown:
+    if unknown := sorted(set(_class_names(folder)) - set(class_names)):
         raise ValueError(f"{folder} has the class {unknown[0]!r}, which is not among the training classes.")
-    paths, labels = [], []
+    files: Files = []
     for label, name in enumerate(class_names):
         found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
         if not found and (folder / name).is_dir():
             raise ValueError(
                 f"Class folder {folder / name} has no images ({' '.join(SUFFIXES)}); add some or remove it."
             )
-    return _Split(paths, labels)
+        files += [(path, label) for path in found]
+    return files
 
 
-def _header(path: Path, skip_corrupt: bool) -> tuple[int, bool]:
-    """Shorter side and whether the image is grey, from the file's header; (0, True) for one to be skipped."""
+def _read(path: Path, use: Callable[[Image.Image], T], skip_corrupt: bool) -> T | None:
+    """What a function makes of an image file; None for one that cannot be read and is to be skipped."""
     try:
         with Image.open(path) as image:
-            return min(image.size), image.mode in _GREY_MODES
-    # Pillow's decoders raise many kinds of errors on broken files.
-    except Exception as error:
-        return (0, True) if skip_corrupt else _refuse(path, error)
+            return use(image)
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on broken files
+        if skip_corrupt:
+            return None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} is not a readable image ({reason}); replace or delete it, or leave such files out "
+            "with --on-corrupt skip."
+        ) from None
 
 
-def _read(split: _Split, side: int, mode: str, skip_corrupt: bool) -> Images:
-    pixels = np.empty((len(split.paths), len(mode), side, side), np.uint8)
-    kept = []
-    for row, path in enumerate(split.paths):
-        try:
-            pixels[row] = _decode(path, side, mode)
-            kept.append(row)
-        except Exception as error:  # as above
-            if not skip_corrupt:
-                _refuse(path, error)
-    images = Images(th.from_numpy(pixels), th.tensor(split.labels, dtype=th.int64))
-    return images if len(kept) == len(images) else images[th.tensor(kept, dtype=th.int64)]
+def _header(image: Image.Image) -> tuple[int, bool]:
+    """Shorter side and whether the image is grey, from the file's header."""
+    return min(image.size), image.mode in _GREY_MODES
 
 
-def _decode(path: Path, side: int, mode: str) -> np.ndarray:
-    """One image as (C, side, side) uint8: the largest centred square, resized."""
-    with Image.open(path) as opened:
-        opened.load()
-        picture = _eight_bit(opened).convert(mode)
-    width, height = picture.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    square = picture.resize((side, side), box=(left, top, left + short, top + short), reducing_gap=2)
+def _decode_all(files: Files, side: int, mode: str, skip_corrupt: bool) -> Images:
+    pixels = np.empty((len(files), len(mode), side, side), np.uint8)
+    labels: list[int] = []
+    for path, label in files:
+        decoded = _read(path, lambda image: _decode(image, side, mode), skip_corrupt)
+        if decoded is not None:
+            pixels[len(labels)] = decoded
+            labels.append(label)
+    return Images(th.from_numpy(pixels[: len(labels)]), th.tensor(labels, dtype=th.int64))
+
+
+def _decode(image: Image.Image, side: int, mode: str) -> np.ndarray:
+    """The largest centred square, resized, as (C, side, side) uint8; 16-bit grey keeps its upper byte."""
+    if image.mode.startswith("I"):  # convert() would clip
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    square = ImageOps.fit(image.convert(mode), (side, side), Image.Resampling.BICUBIC)
     return np.asarray(square).reshape(side, side, len(mode)).transpose(2, 0, 1)
-
-
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grey keeps its upper byte, where convert() would clip."""
-    if not picture.mode.startswith("I"):
-        return picture
-    values = np.asarray(picture).astype(np.int64) >> 8
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
-def _refuse(path: Path, error: Exception) -> tuple[int, bool]:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(
-        f"{path} is not a readable image ({reason}); replace or delete it, or leave such files out "
-        "with --on-corrupt skip."
-    ) from None

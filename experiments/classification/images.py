@@ -10,6 +10,9 @@ import torch as th
 from torch import Tensor
 from torch.nn import functional as F
 
+INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[runner,classify]"'
+PIECE = 1024  # images that are computed with at a time: the float copy of a large set would not fit beside it
+
 
 def check_memory(needed: int) -> None:
     """Refuse images that would be killed for memory.
@@ -52,16 +55,12 @@ class Images:
         """The same images at ``size`` x ``size`` pixels, bilinear with antialiasing."""
         if self.pixels.shape[2:] == (size, size):
             return self
-        channels = self.pixels.shape[1]
-        check_memory(size * size * channels * (len(self) + 4 * min(len(self), 1024)))
-        # In pieces: the float copy of a large set would not fit beside it.
-        pieces = [_resize(piece, size) for piece in self.pixels.split(1024)]
-        return Images(th.cat(pieces), self.labels)
-
-
-def _resize(pixels: Tensor, size: int) -> Tensor:
-    scaled = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return scaled.round().clamp(0, 255).to(th.uint8)
+        check_memory(size * size * self.pixels.shape[1] * (len(self) + 4 * min(len(self), PIECE)))
+        scaled = (
+            F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True)
+            for piece in self.pixels.split(PIECE)
+        )
+        return Images(th.cat([piece.round().clamp(0, 255).to(th.uint8) for piece in scaled]), self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,6 @@ class Dataset:
         train: Images that weights are fitted to.
         validation: Images that choose the best epoch; taken from the training images where a source has none.
         test: Images looked at once, at the end.
-        recipe: Name of the recipe used where none is asked for.
         mirrors: Whether a mirrored image is still of its class; false for digits.
         skipped: Images left out because they could not be read.
     """
@@ -84,7 +82,6 @@ class Dataset:
     train: Images
     validation: Images
     test: Images
-    recipe: str = "scratch"
     mirrors: bool = True
     skipped: int = 0
 
@@ -98,12 +95,11 @@ class Dataset:
         """Side in pixels."""
         return self.train.pixels.shape[2]
 
-    def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel of the training images, as shares of 255."""
-        moments = th.stack([_moments(piece) for piece in self.train.pixels.split(1024)]).sum(0)  # (2, C)
-        mean, square = moments / (self.train.pixels.numel() / self.in_channels)
-        deviation = (square - mean**2).clamp(min=1e-6).sqrt()
-        return mean.tolist(), deviation.tolist()
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel of the training images, (C, 1, 1) each, as shares of 255."""
+        some = self.train.pixels[:: len(self.train) // PIECE + 1].float() / 255
+        variance, mean = th.var_mean(some, (0, 2, 3), correction=0)
+        return mean[:, None, None], variance.clamp(min=1e-6).sqrt()[:, None, None]
 
     def describe(self) -> str:
         """Sizes in one line."""
@@ -115,12 +111,6 @@ class Dataset:
         )
 
 
-def _moments(pixels: Tensor) -> Tensor:
-    """Sum and sum of squares of each channel, (2, C) float64."""
-    values = pixels.double() / 255
-    return th.stack([values.sum((0, 2, 3)), (values**2).sum((0, 2, 3))])
-
-
 def make_dataset(
     name: str,
     class_names: tuple[str, ...],
@@ -129,21 +119,13 @@ def make_dataset(
     test: Images | None,
     seed: int,
     image_size: int,
-    **about: object,
+    *,
+    mirrors: bool = True,
+    skipped: int = 0,
 ) -> Dataset:
     """Take the missing splits from the training images, class by class, and check all of them.
 
     A fifth of the images becomes the test set where there is none, then a tenth the validation set.
-
-    Args:
-        name: Of the data set.
-        class_names: In label order.
-        train: All images that are not in the other two.
-        validation: None to take them from ``train``.
-        test: None to take them from ``train``.
-        seed: Of the splits.
-        image_size: Side in pixels that all images are resized to.
-        about: Further fields of :class:`Dataset`.
 
     Raises:
         ValueError: For a class without images, labels outside the classes, or an empty split.
@@ -157,36 +139,26 @@ def make_dataset(
         train, test = stratified_split(train, 0.2, seed)
     if validation is None:
         train, validation = stratified_split(train, 0.1, seed + 1)
+    splits = [images.resized(image_size) for images in (train, validation, test)]
     return Dataset(
         name=name,
         class_names=class_names,
-        train=train.resized(image_size),
-        validation=validation.resized(image_size),
-        test=test.resized(image_size),
-        **about,  # type: ignore[arg-type]
+        train=splits[0],
+        validation=splits[1],
+        test=splits[2],
+        mirrors=mirrors,
+        skipped=skipped,
     )
 
 
 def stratified_split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Split so that every class gives the same share, at least one image.
+    """The rest of the images, and a share of them in which every class has its share; the same for the same seed."""
+    from sklearn.model_selection import train_test_split
 
-    Args:
-        images: With at least two images a class.
-        fraction: Share of the second part, in (0, 1).
-        seed: Same seed, same split.
-
-    Returns:
-        The rest, and the part.
-    """
-    rng = np.random.default_rng(seed)
     labels = images.labels.numpy()
-    part = []
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        part.append(rows[: max(1, round(len(rows) * fraction))])
-    taken = np.zeros(len(labels), dtype=bool)
-    taken[np.concatenate(part)] = True
-    return images[np.flatnonzero(~taken)], images[np.flatnonzero(taken)]
+    size = max(len(np.unique(labels)), round(len(labels) * fraction))
+    rest, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=seed)
+    return images[np.sort(rest)], images[np.sort(part)]
 
 
 def _check_labels(images: Images, class_names: tuple[str, ...], what: str) -> None:
@@ -201,14 +173,13 @@ def _check_labels(images: Images, class_names: tuple[str, ...], what: str) -> No
 
 
 def _check_every_class(train: Images, class_names: tuple[str, ...], name: str, splits_to_take: int) -> None:
-    counts = th.bincount(train.labels, minlength=len(class_names)).tolist()
+    if len(class_names) < 2:
+        raise ValueError(f"{name} has one class, {class_names[0]!r}; there is nothing to tell apart with fewer than 2.")
     needed = 1 + splits_to_take
+    counts = th.bincount(train.labels, minlength=len(class_names)).tolist()
     for class_name, count in zip(class_names, counts, strict=True):
         if count < needed:
             raise ValueError(
-                f"Class {class_name!r} of {name} has {count} training images and needs at least {needed}"
-                f"{' (validation and test images are taken from them)' if splits_to_take else ''}; "
-                "add images or remove the class."
+                f"Class {class_name!r} of {name} has {count} training images and needs at least {needed}, the "
+                "validation and test images that are taken from them included; add images or remove the class."
             )
-    if len(class_names) < 2:
-        raise ValueError(f"{name} has one class, {class_names[0]!r}; there is nothing to tell apart with fewer than 2.")

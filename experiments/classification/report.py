@@ -2,116 +2,80 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import json
-import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from experiments.classification.training import Evaluation
+from experiments.cli.results import markdown_table, read_csv
 from mnv4_rl.safe_files import write_csv, write_file
 
-MAX_NUMBERED_CLASSES = 20
-MAX_NAMED_CLASSES = 50
+MAX_NUMBERED_CLASSES, MAX_NAMED_CLASSES = 20, 50
+RESULT_COLUMNS = (
+    "model", "parameters", "data", "image_size", "seed", "epochs", "best_epoch", "test_images", "test_accuracy",
+    "interval_low", "interval_high", "wall_seconds", "cpu_seconds", "threads", "commit", "command",
+)  # fmt: skip
 
 
-def confusion_matrix(evaluation: Evaluation, n_classes: int) -> np.ndarray:
-    """Counts (true class, predicted class), int64."""
-    cells = evaluation.labels * n_classes + evaluation.predictions
-    return np.bincount(cells.numpy(), minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share: what ``total`` images can say about all images.
-
-    Source:
-        Wilson, J. Am. Stat. Assoc. 22 (1927).
-    """
-    share = correct / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def interval(evaluation: Evaluation) -> tuple[float, float]:
+    """Wilson's 95 % interval of the accuracy: what so many images can say about all images."""
+    found = binomtest(evaluation.correct, len(evaluation.labels)).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def accuracy_text(evaluation: Evaluation) -> str:
     """Accuracy with its interval, in one line."""
-    total = len(evaluation.labels)
-    low, high = wilson_interval(evaluation.correct, total)
+    low, high = interval(evaluation)
     return (
-        f"{100 * evaluation.accuracy:.2f} % ({evaluation.correct:,} of {total:,} images; "
+        f"{100 * evaluation.accuracy:.2f} % ({evaluation.correct:,} of {len(evaluation.labels):,} images; "
         f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     )
 
 
-def write_test(folder: Path, evaluation: Evaluation, class_names: tuple[str, ...], title: str) -> None:
-    """Write test.json, confusion.csv and confusion.png.
+def write_test(folder: Path, evaluation: Evaluation, class_names: Sequence[str], title: str) -> None:
+    """Write test.json, confusion.csv and confusion.png into a run folder; the title stands above the picture."""
+    from sklearn.metrics import confusion_matrix
 
-    Args:
-        folder: The run folder.
-        evaluation: Of the test images.
-        class_names: In label order.
-        title: Above the picture.
-    """
-    matrix = confusion_matrix(evaluation, len(class_names))
-    low, high = wilson_interval(evaluation.correct, len(evaluation.labels))
+    matrix = confusion_matrix(evaluation.labels, evaluation.predictions, labels=range(len(class_names)))
     found = {
         "accuracy": evaluation.accuracy,
         "correct": evaluation.correct,
         "images": len(evaluation.labels),
-        "interval_95": [low, high],
+        "interval_95": interval(evaluation),
         "loss": evaluation.loss,
     }
     write_file(folder / "test.json", json.dumps(found, indent=1).encode())
-    rows = [
-        {"true": name, **dict(zip(class_names, counts, strict=True))}
-        for name, counts in zip(class_names, matrix.tolist(), strict=True)
-    ]
-    write_csv(folder / "confusion.csv", rows)
+    rows = ((name, *counts) for name, counts in zip(class_names, matrix.tolist(), strict=True))
+    write_csv(folder / "confusion.csv", [dict(zip(("true", *class_names), row, strict=True)) for row in rows])
     draw_confusion(folder / "confusion.png", matrix, class_names, title)
 
 
-def draw_confusion(path: Path, matrix: np.ndarray, class_names: tuple[str, ...], title: str) -> None:
-    """Draw the counts; the colour is the share of the true class, so that small classes show too.
+def draw_confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Draw counts (true, predicted); numbers and names are left out where they could not be read."""
+    from sklearn.metrics import ConfusionMatrixDisplay
 
-    Args:
-        path: The PNG.
-        matrix: Counts (true, predicted).
-        class_names: In label order; left out where they would not be readable.
-        title: Above the picture.
-    """
     n = len(class_names)
     side = min(12.0, max(4.5, 1.8 + 0.42 * n))  # inches
     figure = Figure(figsize=(side + 0.7, side), layout="constrained", dpi=130)
     axes = figure.add_subplot()
-    shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-    if n <= MAX_NAMED_CLASSES:
-        axes.set_xticks(range(n), class_names)
-        axes.set_yticks(range(n), class_names)
-        if max(map(len, class_names)) > 2:
-            axes.tick_params("x", labelrotation=90)
-    if n <= MAX_NUMBERED_CLASSES:
-        for row, column in np.argwhere(matrix):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=colour, fontsize=9)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.85)
-    temporary = path.with_suffix(".partial.png")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    rotation = 90 if max(map(len, class_names)) > 2 else 0
+    display = ConfusionMatrixDisplay(matrix, display_labels=class_names)
+    display.plot(include_values=n <= MAX_NUMBERED_CLASSES, cmap="Blues", xticks_rotation=rotation, ax=axes)
+    if n > MAX_NAMED_CLASSES:
+        axes.set(xticks=[], yticks=[])
+    axes.set(title=title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_file(path, picture.getvalue())
 
 
-RESULT_COLUMNS = (
-    "model", "parameters", "data", "image_size", "recipe", "seed", "epochs", "best_epoch", "test_images",
-    "test_accuracy", "interval_low", "interval_high", "wall_seconds", "cpu_seconds", "threads", "commit", "command",
-)  # fmt: skip
-
-
-def add_result(path: Path, row: dict[str, Any], picture: Path) -> None:
+def add_result(path: Path, row: Mapping[str, Any], picture: Path) -> None:
     """Append a run to a results table, and write it as Markdown with the confusion picture beside it.
 
     Args:
@@ -128,7 +92,7 @@ def add_result(path: Path, row: dict[str, Any], picture: Path) -> None:
     write_file(path.with_name(f"{path.stem}_confusion.png"), picture.read_bytes())
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(path: Path) -> Sequence[Mapping[str, Any]]:
     """Rows of a results table, none where there is no file.
 
     Raises:
@@ -139,34 +103,26 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"--result-file names a table that ends in .csv, got {str(path)!r}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} for the --result-file; make it first.")
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != RESULT_COLUMNS:
-            raise ValueError(f"{path} is not a table of classification results; name another --result-file.")
-        return list(reader)
+    rows = read_csv(path) if path.exists() else []
+    if path.exists() and (not rows or tuple(rows[0]) != RESULT_COLUMNS):
+        raise ValueError(f"{path} is not a table of classification results; name another --result-file.")
+    return rows
 
 
-def _markdown(path: Path, rows: list[dict[str, Any]]) -> str:
+def _markdown(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     shown = ("seed", "test_accuracy", "best_epoch", "wall_seconds", "cpu_seconds", "threads", "commit")
-    first = rows[-1]
-    accuracies = [float(row["test_accuracy"]) for row in rows]
-    lines = [
-        f"# {first['model']} on {first['data']}",
-        "",
-        f"Mean test accuracy {100 * sum(accuracies) / len(rows):.2f} % over {len(rows)} runs, "
-        f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f} %, {first['test_images']} test images each. "
-        "The best epoch is chosen by validation images; the test images are looked at once. Wall seconds include "
-        "whatever else the machine was doing; CPU seconds are the process's own, imports and test included.",
-        "",
-        f"| {' | '.join(shown)} |",
-        f"|{'---|' * len(shown)}",
-        *(f"| {' | '.join(str(row[name]) for name in shown)} |" for row in rows),
-        "",
-        f"Made by `{first['command']}`, with the seeds above; all columns are in [{path.name}]({path.name}).",
-        "",
-        f"![confusion of the last run]({path.stem}_confusion.png)",
-        "",
-    ]
-    return "\n".join(lines)
+    last = rows[-1]
+    accuracies = [100 * float(row["test_accuracy"]) for row in rows]
+    return f"""# {last["model"]} on {last["data"]}
+
+Mean test accuracy {np.mean(accuracies):.2f} % over {len(rows)} runs, {min(accuracies):.2f} to {max(accuracies):.2f} \
+%, {last["test_images"]} test images each. The best epoch is chosen by validation images; the test images are looked \
+at once. Wall seconds include whatever else the machine was doing; CPU seconds are the process's own, imports and test \
+included.
+
+{markdown_table(shown, [[str(row[name]) for name in shown] for row in rows])}
+
+Made by `{last["command"]}`, with the seeds above; all columns are in [{path.name}]({path.name}).
+
+![confusion of the last run]({path.stem}_confusion.png)
+"""

@@ -21,8 +21,6 @@ import time
 import numpy as np
 import psutil
 import torch as th
-from safetensors.torch import load_file, save
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -30,8 +28,11 @@ from agents.runs.folder import RunFolder
 from experiments.classification.augment import augment_images
 from experiments.classification.training import Evaluation, Trainer
 from mnv4_rl.safe_files import write_csv, write_file
+from mnv4_rl.weights import load_weights, save_weights
 
 Row = dict[str, float]
+_TAGS = {"train_loss": "train/loss", "validation_loss": "validation/loss", "learning_rate": "train/learning_rate",
+         "validation_accuracy": "validation/accuracy"}  # fmt: skip
 
 
 class ClassificationRun:
@@ -73,14 +74,10 @@ class ClassificationRun:
         except ValueError:
             raise
         except Exception as error:  # torch raises many kinds for a broken archive
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{path} cannot be resumed from ({reason}); start a new run.") from None
         if self.history:
             self._seconds_before = (self.history[-1]["wall_seconds"], self.history[-1]["cpu_seconds"])
-
-    def saved_epochs(self) -> int:
-        """Whole epochs in state.pt."""
-        return int(th.load(self.path / "state.pt", map_location="cpu", weights_only=True)["epochs_done"])
 
     def seconds(self) -> tuple[float, float]:
         """Wall and CPU seconds: of this process since it began, and of the training that it continues."""
@@ -88,20 +85,20 @@ class ClassificationRun:
         return wall + time.time() - psutil.Process().create_time(), cpu + time.process_time()
 
     @property
-    def best(self) -> Row | None:
-        """The epoch with the highest validation accuracy, the last among equals; None before the first."""
-        return max(reversed(self.history), key=lambda row: row["validation_accuracy"], default=None)
+    def best(self) -> Row:
+        """The epoch with the highest validation accuracy, the last among equals."""
+        return max(reversed(self.history), key=lambda row: row["validation_accuracy"])
 
     def train(self) -> None:
         """Train the epochs that are left, saving after each. Ctrl-C leaves the last whole epoch's files in place."""
         trainer = self.trainer
         with SummaryWriter(str(self.path), purge_step=trainer.epochs_done + 1) as writer, self._bar() as bar:
-            writer.add_images("train/augmented", self._examples(), trainer.epochs_done)
-            while trainer.epochs_done < trainer.recipe.epochs:
-                epoch_started = time.perf_counter()
-                loss = trainer.train_epoch(bar.update)
-                rate = trainer.n_batches * trainer.batch_size / (time.perf_counter() - epoch_started)
-                self.history.append(self._row(loss, rate))
+            rng = np.random.default_rng(trainer.config.seed)
+            examples = trainer.dataset.train[rng.permutation(len(trainer.dataset.train))[:16]].pixels
+            shown = augment_images(examples, trainer.config, trainer.dataset.mirrors, rng)
+            writer.add_images("train/augmented", shown, trainer.epochs_done)
+            while trainer.epochs_done < trainer.config.epochs:
+                self.history.append(self._epoch(bar))
                 self._log(writer, bar)
                 if self.history[-1] is self.best:
                     self.save_best()
@@ -109,15 +106,14 @@ class ClassificationRun:
 
     def test(self) -> Evaluation:
         """The best epoch's weights on the test images."""
-        self.trainer.averaged.load_state_dict(load_file(self.path / "best.safetensors"))
+        load_weights(self.trainer.kept, self.path / "best.safetensors")
         return self.trainer.evaluate(self.trainer.dataset.test)
 
     def save_best(self) -> None:
         """Write the evaluated weights and what one needs to use them."""
         trainer, dataset = self.trainer, self.trainer.dataset
-        tensors = {name: value.cpu().contiguous() for name, value in trainer.averaged.state_dict().items()}
         about = {
-            "model": trainer.network.spec.name,
+            "model": trainer.config.model,
             "in_channels": dataset.in_channels,
             "image_size": dataset.image_size,
             "class_names": dataset.class_names,
@@ -125,17 +121,14 @@ class ClassificationRun:
             "std": trainer.deviation.flatten().tolist(),
             **{name: self.history[-1][name] for name in ("epoch", "validation_loss", "validation_accuracy")},
         }
-        write_file(self.path / "best.safetensors", save(tensors, {"classifier": json.dumps(about)}))
+        save_weights(trainer.kept, self.path / "best.safetensors")
         write_file(self.path / "best.json", json.dumps(about, indent=1).encode())
 
-    def _examples(self) -> Tensor:
-        """A few training images, augmented, (16, C, H, W) uint8."""
-        rng = np.random.default_rng(self.trainer.seed)
-        images = self.trainer.dataset.train[rng.permutation(len(self.trainer.dataset.train))[:16]]
-        return augment_images(images.pixels, self.trainer.recipe, self.trainer.dataset.mirrors, rng)
-
-    def _row(self, loss: float, rate: float) -> Row:
-        trainer = self.trainer
+    def _epoch(self, bar: tqdm) -> Row:
+        """Train an epoch, and say how it went."""
+        trainer, started = self.trainer, time.perf_counter()
+        loss = trainer.train_epoch(bar.update)
+        rate = trainer.n_batches * trainer.batch_size / (time.perf_counter() - started)
         validation = trainer.evaluate(trainer.dataset.validation)
         wall, cpu = self.seconds()
         return {
@@ -152,7 +145,7 @@ class ClassificationRun:
     def _log(self, writer: SummaryWriter, bar: tqdm) -> None:
         row = self.history[-1]
         for name, value in row.items():
-            writer.add_scalar(_tag(name), value, int(row["epoch"]))
+            writer.add_scalar(_TAGS.get(name, f"time/{name}"), value, int(row["epoch"]))
         write_csv(self.path / "metrics.csv", self.history)
         accuracy = f"{100 * row['validation_accuracy']:.2f} %"
         bar.set_postfix_str(f"epoch {int(row['epoch'])}, loss {row['train_loss']:.3f}, validation {accuracy}")
@@ -162,18 +155,9 @@ class ClassificationRun:
         an_epoch = self.trainer.n_batches * self.trainer.batch_size
         pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
         return tqdm(
-            total=self.trainer.recipe.epochs * an_epoch,
+            total=self.trainer.config.epochs * an_epoch,
             initial=self.trainer.epochs_done * an_epoch,
             unit="img",
-            smoothing=0.05,
             mininterval=pause,
             dynamic_ncols=True,
         )
-
-
-def _tag(column: str) -> str:
-    """TensorBoard's group/name for a column of metrics.csv."""
-    group, _, rest = column.partition("_")
-    if group in ("train", "validation"):
-        return f"{group}/{rest}"
-    return f"train/{column}" if column == "learning_rate" else f"time/{column}"

@@ -6,21 +6,22 @@ depends only on the weights it starts from: continuing a stopped run gives the w
 
 from __future__ import annotations
 
-import copy
 import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from experiments.classification.augment import augment_images, mix
+from experiments.classification.config import ClassifyConfig
 from experiments.classification.images import Dataset, Images
-from experiments.classification.recipes import Recipe
+from mnv4_rl import create_model
 from mnv4_rl.models.network import Network, set_drop_path
 
 EVALUATION_BATCH = 256
@@ -52,47 +53,36 @@ class Evaluation:
 
 
 class Trainer:
-    """A network, its optimiser and its averaged weights on one data set.
+    """A fresh network, its optimiser and its averaged weights on one data set.
 
     Args:
-        network: A classifier for the data set's channels and classes.
+        config: Model and settings.
         dataset: What to learn from.
-        recipe: How.
-        seed: Of the order of images, the augmentation and the dropout.
-        device: Where the network runs; augmentation runs on the CPU.
 
     Attributes:
         epochs_done: Whole epochs trained.
-        averaged: The network that is evaluated and kept: the moving average, or the trained network itself.
+        averaged: The moving average of the network's weights.
+        kept: The network with these weights, which is evaluated and kept.
+        mean, deviation: (C, 1, 1) each, of the training images.
     """
 
-    def __init__(self, network: Network, dataset: Dataset, recipe: Recipe, seed: int, device: th.device) -> None:
-        self.network = network.to(device).to(memory_format=th.channels_last)  # type: ignore[call-overload]
-        self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
-        set_drop_path(network, recipe.drop_path)
-        if recipe.dropout is not None:
-            set_dropout(network, recipe.dropout)
-        self.averaged = copy.deepcopy(network) if recipe.ema_decay else network
-        self.optimizer = th.optim.AdamW(
-            parameter_groups(network, recipe.weight_decay),
-            lr=recipe.learning_rate,
-            betas=(recipe.beta1, recipe.beta2),
-            eps=recipe.epsilon,
-        )
-        mean, deviation = dataset.statistics()
-        self.mean = th.tensor(mean, device=device)[:, None, None]
-        self.deviation = th.tensor(deviation, device=device)[:, None, None]
+    def __init__(self, config: ClassifyConfig, dataset: Dataset) -> None:
+        auto = "cuda" if th.cuda.is_available() else "cpu"
+        self.config, self.dataset, self.device = config, dataset, th.device(config.device.replace("auto", auto))
+        th.manual_seed(config.seed)
+        network = create_model(config.model, dataset.in_channels, len(dataset.class_names), dataset.image_size)
+        set_drop_path(network, config.drop_path)
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+        self.network = network.to(self.device).to(memory_format=th.channels_last)  # type: ignore[call-overload]
+        self.averaged = AveragedModel(network, avg_fn=moving_average(config.ema_decay), use_buffers=True)
+        self.kept = cast(Network, self.averaged.module)
+        self.optimizer = th.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.learning_rate)
+        self.mean, self.deviation = (moment.to(self.device) for moment in dataset.statistics())
+        self.batch_size = min(config.batch_size, len(dataset.train))
+        self.n_batches = len(dataset.train) // self.batch_size  # an epoch; the rest waits for another epoch's order
         self.epochs_done = 0
-
-    @property
-    def batch_size(self) -> int:
-        """The recipe's, or all training images where they are fewer."""
-        return min(self.recipe.batch_size, len(self.dataset.train))
-
-    @property
-    def n_batches(self) -> int:
-        """Updates an epoch; what does not fill a batch waits for another epoch's order."""
-        return len(self.dataset.train) // self.batch_size
 
     def train_epoch(self, on_batch: Callable[[int], object] = lambda n_images: None) -> float:
         """One pass over the training images.
@@ -106,8 +96,9 @@ class Trainer:
         Raises:
             FloatingPointError: If the loss is no longer a number.
         """
-        th.manual_seed(_derived_seed(self.seed, self.epochs_done))
-        rng = np.random.default_rng([self.seed, self.epochs_done])
+        seeds = np.random.SeedSequence([self.config.seed, self.epochs_done])
+        th.manual_seed(int(seeds.generate_state(1)[0]))
+        rng = np.random.default_rng(seeds)
         order = rng.permutation(len(self.dataset.train))[: self.n_batches * self.batch_size]
         self.network.train()
         total = 0.0
@@ -121,27 +112,22 @@ class Trainer:
     def training_batch(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images (B, C, H, W), normalised, and targets (B, classes), both float on the device."""
         images = self.dataset.train[rows]
-        pixels = augment_images(images.pixels, self.recipe, self.dataset.mirrors, rng)
+        pixels = augment_images(images.pixels, self.config, self.dataset.mirrors, rng)
         targets = F.one_hot(images.labels, len(self.dataset.class_names)).float()
-        return mix(self._normalised(pixels), targets.to(self.device), self.recipe, rng)
+        return mix(self._normalised(pixels), targets.to(self.device), self.config, rng)
 
     @th.no_grad()
     def evaluate(self, images: Images) -> Evaluation:
         """Loss and predictions of the averaged network."""
-        self.averaged.eval()
+        self.kept.eval()
         batches = images.pixels.split(EVALUATION_BATCH)
-        logits = th.cat([self.averaged(self._normalised(batch)).cpu() for batch in batches])
+        logits = th.cat([self.kept(self._normalised(batch)).cpu() for batch in batches])
         return Evaluation(F.cross_entropy(logits, images.labels).item(), logits.argmax(1), images.labels)
 
     def state(self) -> dict[str, Any]:
         """Everything the next epoch depends on, for :func:`torch.save`."""
-        return {
-            "epochs_done": self.epochs_done,
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "data": fingerprint(self.dataset),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "averaged", "optimizer")}
+        return {**parts, "epochs_done": self.epochs_done, "data": fingerprint(self.dataset)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`.
@@ -154,33 +140,29 @@ class Trainer:
                 f"The images of {self.dataset.name} are not those the run was started with; restore them, or start "
                 "a new run."
             )
-        self.network.load_state_dict(state["network"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("network", "averaged", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
         self.epochs_done = state["epochs_done"]
 
     def learning_rate(self, step: int) -> float:
         """AdamW's learning rate at an update, counted from 0 over the whole run."""
-        warmup, total = (self.n_batches * n for n in (self.recipe.warmup_epochs, self.recipe.epochs))
-        return self.recipe.learning_rate * warmup_cosine(step, warmup, total)
+        warmup, total = (self.n_batches * n for n in (self.config.warmup_epochs, self.config.epochs))
+        return self.config.learning_rate * warmup_cosine(step, warmup, total)
 
     def _update(self, pixels: Tensor, targets: Tensor, step: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        loss = F.cross_entropy(self.network(pixels), targets, label_smoothing=self.recipe.label_smoothing)
+        loss = F.cross_entropy(self.network(pixels), targets, label_smoothing=self.config.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"The loss became {value} in epoch {self.epochs_done + 1}; lower --learning-rate or lengthen "
                 "--warmup-epochs."
             )
-        if self.recipe.l2:
-            loss = loss + self.recipe.l2 * sum(p.square().sum() for p in self.network.parameters() if p.dim() > 1)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.recipe.ema_decay:
-            update_average(self.averaged, self.network, self.recipe.ema_decay, step)
+        self.averaged.update_parameters(self.network)
         return value
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -205,40 +187,25 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def set_dropout(network: nn.Module, rate: float) -> None:
-    """Set the probability of every dropout layer; a head without one has none to set."""
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """How :class:`AveragedModel` averages: ``decay`` of the average stays, less in the first updates.
 
-
-@th.no_grad()
-def update_average(averaged: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the network: ``decay`` of it stays, less in the first updates.
-
-    Counters are copied. The start, min(decay, (1 + step) / (10 + step)), keeps the average from remembering the
-    random weights for thousands of updates.
+    min(decay, (1 + n) / (10 + n)) keeps the average from remembering the random weights. Counters are copied.
 
     Source:
         tf.train.ExponentialMovingAverage with num_updates.
     """
-    decay = min(decay, (1 + step) / (10 + step))
-    for mean, value in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
+
+    def average(mean: Tensor, value: Tensor, n: Tensor | int) -> Tensor:
+        n = int(n)
+        return mean.lerp(value, 1 - min(decay, (1 + n) / (10 + n))) if mean.is_floating_point() else value
+
+    return average
 
 
-def fingerprint(dataset: Dataset) -> dict[str, int]:
-    """A checksum of each split's pixels and labels: enough to notice that files were added or changed."""
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    return {
-        name: zlib.crc32(images.labels.numpy().data, zlib.crc32(images.pixels.contiguous().numpy().data))
-        for name, images in splits.items()
-    }
-
-
-def _derived_seed(seed: int, epoch: int) -> int:
-    """A seed for torch that differs between runs and epochs."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def fingerprint(dataset: Dataset) -> int:
+    """A checksum of all pixels and labels: enough to notice that files were added or changed."""
+    total = 0
+    for images in (dataset.train, dataset.validation, dataset.test):
+        total = zlib.crc32(images.labels.numpy().data, zlib.crc32(images.pixels.contiguous().numpy().data, total))
+    return total

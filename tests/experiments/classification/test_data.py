@@ -6,13 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch as th
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.classification.files import read_cifar_pickle, read_idx
 from experiments.classification.images import Images, make_dataset, stratified_split
-from experiments.classification.sources import load_dataset
+from experiments.classification.sources import load_dataset, read_cifar_pickle, read_idx
 from tests.experiments.classification.image_folders import idx_bytes, random_pixels, write_folder, write_image
 
 LABELS = np.arange(40, dtype=np.uint8) % 10
@@ -20,7 +19,7 @@ LABELS = np.arange(40, dtype=np.uint8) % 10
 
 def test_digits_splits_do_not_overlap_and_cover_all_images():
     digits = load_dataset("digits", seed=0, image_size=8)
-    assert [len(digits.train), len(digits.validation), len(digits.test)] == [1295, 143, 359]
+    assert [len(digits.train), len(digits.validation), len(digits.test)] == [1294, 144, 359]
     assert digits.in_channels == 1 and len(digits.class_names) == 10 and not digits.mirrors
     rows = th.cat([digits.train.pixels, digits.validation.pixels, digits.test.pixels]).flatten(1)
     from sklearn.datasets import load_digits
@@ -35,11 +34,16 @@ def test_the_seed_alone_decides_the_split():
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.floats(0.01, 0.5), st.integers(0, 99))
+@settings(deadline=None)
 def test_split_takes_the_same_share_of_every_class(counts, fraction, seed):
     labels = th.repeat_interleave(th.arange(len(counts)), th.tensor(counts))
     images = Images(th.arange(len(labels)).view(-1, 1, 1, 1), labels)
     rest, part = stratified_split(images, fraction, seed)
-    assert th.bincount(part.labels).tolist() == [max(1, round(n * fraction)) for n in counts]
+    assert len(part) == max(len(counts), round(len(labels) * fraction))
+    share = len(part) / len(labels)
+    taken = th.bincount(part.labels, minlength=len(counts))
+    assert (th.bincount(rest.labels, minlength=len(counts)) > 0).all()
+    assert all(abs(n - share * count) <= 1 for n, count in zip(taken.tolist(), counts, strict=True))
     assert sorted(rest.pixels.flatten().tolist() + part.pixels.flatten().tolist()) == list(range(len(labels)))
 
 
@@ -60,7 +64,7 @@ def test_mnist_files_plain_and_gzipped(mnist):
 
 def test_idx_with_a_wrong_magic_number_is_refused(mnist):
     (mnist / "t10k-images-idx3-ubyte").write_bytes(b"\x00\x00\x0d\x03" + bytes(100))
-    with pytest.raises(ValueError, match=r"t10k-images.*starts with 0x00000d03.*0x00000803"):
+    with pytest.raises(ValueError, match=r"t10k-images.*0x00000d03.*0x00000803"):
         load_dataset(str(mnist), seed=0)
 
 
@@ -187,7 +191,7 @@ def test_sixteen_bit_images_keep_their_upper_byte(tmp_path):
         (("train", "test"), (22, 2, 24)),
         (("train", "val"), (22, 2, 24)),
         (("train", "val", "test"), (24, 24, 24)),
-        (("train",), (18, 2, 4)),
+        (("train",), (17, 2, 5)),
     ],
 )
 def test_split_folders(tmp_path, splits, sizes):
@@ -241,8 +245,8 @@ def test_statistics_are_those_of_the_training_pixels(tmp_path):
     dataset = load_dataset(str(write_folder(tmp_path, mode="RGB")), seed=0)
     values = dataset.train.pixels.double() / 255
     mean, deviation = dataset.statistics()
-    assert mean == pytest.approx(values.mean((0, 2, 3)).tolist())
-    assert deviation == pytest.approx(values.std((0, 2, 3), correction=0).tolist())
+    assert mean.flatten().tolist() == pytest.approx(values.mean((0, 2, 3)).tolist())
+    assert deviation.flatten().tolist() == pytest.approx(values.std((0, 2, 3), correction=0).tolist())
 
 
 def test_read_idx_of_any_shape(tmp_path):
