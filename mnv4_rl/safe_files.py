@@ -110,6 +110,34 @@ def check_size(file: BinaryIO, path: Path, max_bytes: int) -> int:
     return size
 
 
+def append_file(path: Path, content: bytes, *, below: Path | None = None) -> None:
+    """Add to the end of a file, or begin it: all of the content or nothing; arguments as :func:`open_regular`.
+
+    Raises:
+        DamagedError: If it is no regular file.
+        OSError: If it cannot be written; the file is as it was.
+    """
+    with open_regular(path, "ab", below=below) as file:
+        descriptor = file.fileno()
+        written = os.write(descriptor, content)
+        if written < len(content):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def cut_file(path: Path, size: int, *, below: Path | None = None) -> None:
+    """Drop what a file holds beyond its first ``size`` bytes, in one step; arguments as :func:`open_regular`.
+
+    Raises:
+        DamagedError: If it is no regular file.
+        OSError: If it cannot be changed; it is as it was.
+    """
+    with open_regular(path, "r+b", below=below) as file:
+        if size < os.fstat(file.fileno()).st_size:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those it lies in.
 

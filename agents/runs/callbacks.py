@@ -15,7 +15,6 @@ import psutil
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.encoders import encoder_of
+from agents.runs.event_file import EventFile
 from agents.runs.state import Clock
 from mnv4_rl.models.network import Network
 
@@ -92,10 +92,12 @@ class GameScores(BaseCallback):
     """Each whole game's raw score, as its own point in TensorBoard."""
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        # Games that end in the same step get the timesteps of their own environments: one point each.
+        before = self.num_timesteps - self.training_env.num_envs
+        for index, info in enumerate(self.locals["infos"], start=1):
             if "episode" in info:
-                for writer in tensorboard_writers(self.model):
-                    writer.add_scalar("score/game", info["episode"]["r"], self.num_timesteps)
+                for file in tensorboard_files(self.model):
+                    file.add({"score/game": info["episode"]["r"]}, before + index)
         return True
 
 
@@ -258,7 +260,6 @@ def recent_score(model: BaseAlgorithm) -> float | None:
     return float(np.mean([game["r"] for game in games])) if games else None
 
 
-def tensorboard_writers(model: BaseAlgorithm) -> list[Any]:
-    """The TensorBoard writers of a model's logger, none if it has none."""
-    formats = model.logger.output_formats
-    return [output.writer for output in formats if isinstance(output, TensorBoardOutputFormat)]
+def tensorboard_files(model: BaseAlgorithm) -> list[EventFile]:
+    """TensorBoard's file of a run's logger, none of another logger."""
+    return [output for output in model.logger.output_formats if isinstance(output, EventFile)]

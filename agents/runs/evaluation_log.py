@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from agents.play.evaluate import Evaluation, evaluate, own_randomness
 from agents.play.video import ScreenEnv, Show, gif
-from agents.runs.callbacks import tensorboard_writers
+from agents.runs.callbacks import tensorboard_files
 from mnv4_rl.atari import AtariVecEnv
 from mnv4_rl.atari.scores import human_normalised
 
@@ -63,10 +63,10 @@ def evaluate_and_log(model: BaseAlgorithm, make_env: Callable[[], AtariVecEnv], 
     finally:
         env.close()
     moving = gif(clip, env.options.frame_skip, scale=1, max_bytes=CLIP_BYTES)
-    for writer in tensorboard_writers(model):
-        for name, value in evaluation_scalars(evaluation, env.game).items():
-            writer.add_scalar(f"eval/{name}", value, model.num_timesteps)
-        _add_gif(writer, "eval/play", moving, clip[0].shape, model.num_timesteps)
+    scalars = {f"eval/{name}": value for name, value in evaluation_scalars(evaluation, env.game).items()}
+    for file in tensorboard_files(model):
+        file.add(scalars, model.num_timesteps)
+        file.add_summary(_as_image("eval/play", moving, clip[0].shape), model.num_timesteps)
     return evaluation
 
 
@@ -103,7 +103,7 @@ def record_clip(model: BaseAlgorithm, env: AtariVecEnv, n_timesteps: int, seed: 
     return screens
 
 
-def _add_gif(writer: Any, tag: str, data: bytes, shape: tuple[int, ...], timestep: int) -> None:
-    """An image summary may hold a GIF; PyTorch's add_video needs a moviepy older than 2 for the same bytes."""
-    image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=data)
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), timestep)
+def _as_image(tag: str, gif: bytes, shape: tuple[int, ...]) -> Summary:
+    """What TensorBoard shows under Images, where a GIF moves."""
+    image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=gif)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])

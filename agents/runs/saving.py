@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents import agent_format
-from agents.runs.callbacks import recent_score, tensorboard_writers
+from agents.runs.callbacks import recent_score
 from agents.runs.checkpoints import prune_checkpoints, write_checkpoint
 from agents.runs.folder import RunFolder
 from agents.runs.guards import check_features
@@ -108,8 +108,6 @@ class Checkpoints(BaseCallback):
             return
         check_features(self.model)
         try:
-            for writer in tensorboard_writers(self.model):
-                writer.flush()  # what a killed process had not written would be a gap
             path = write_checkpoint(self.model, self._run.path, self._state, self._description, self._plan.with_replay)
         except OSError as error:
             warnings.warn(

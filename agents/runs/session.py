@@ -102,12 +102,11 @@ def rewind(run: RunFolder) -> Resume:
     """
     checkpoint = newest_checkpoint(run.path)
     if checkpoint is None:
-        run.monitor.unlink(missing_ok=True)
-        run.progress.unlink(missing_ok=True)
+        rewind_logs(run, timesteps=-1, monitor_bytes=0)
         return Resume(None, {})
     resume = Resume(checkpoint, read_state(checkpoint))
-    drop_checkpoints_after(run.path, resume.timesteps)
     rewind_logs(run, resume.timesteps, resume.state["monitor_bytes"])
+    drop_checkpoints_after(run.path, resume.timesteps)
     return resume
 
 
@@ -136,7 +135,7 @@ def train(
         NonFiniteError: If a loss or a weight is NaN or infinite; checkpoints and model before it stay as they are.
     """
     done = 0 if resume is None else resume.timesteps
-    model.set_logger(open_logs(run, None if resume is None else done))
+    model.set_logger(open_logs(run))
     started = time.perf_counter()
     try:
         finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, evaluation_env, resume)

@@ -1,20 +1,19 @@
 """A full disk costs rows, points and checkpoints, each with a warning; what was there stays, and training goes on."""
 
-import errno
 import os
 import resource
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from stable_baselines3.common.monitor import load_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from agents.runs.logs import EventFile, TensorBoardWriter
+from agents.runs.event_file import EventFile, event_files
+from agents.runs.logs import ProgressCsv, read_rows
 from mnv4_rl.episode_log import EpisodeLog
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,32 +56,29 @@ def test_games_finished_on_a_full_disk_are_in_the_monitor_file_once_there_is_roo
     assert list(load_results(str(tmp_path))["r"]) == [1, 2, 3, 4]
 
 
-def test_tensorboard_goes_on_in_a_new_file_after_a_full_disk(tmp_path, monkeypatch):
-    def full(*_args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@contextmanager
+def room_for(n_bytes):
+    """No file of this process grows beyond a size; a write that would is cut short, as on a disk that fills up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(EventFile, "retry_seconds", 0.0)
-    # The thread that fills the file ends with a traceback of its own.
-    monkeypatch.setattr("threading.excepthook", lambda _failure: None)
-    output = TensorBoardWriter(tmp_path, None)
 
-    def log(step):
-        output.write({"score": float(step)}, {"score": ()}, step)
-
-    log(1)
-    output.writer.flush()
-    with monkeypatch.context() as patch:
-        patch.setattr(RecordWriter, "write", full)
-        with pytest.warns(RuntimeWarning, match=r"TensorBoard's file in .* lost points: .*No space left"):
-            log(2)
-            output.writer.flush()
-    tomorrow = time.time() + 86_400  # files are named by the second
-    monkeypatch.setattr("time.time", lambda: tomorrow)
-    log(3)
-    output.close()
-    assert len(list(tmp_path.iterdir())) == 2
+@pytest.mark.parametrize("bytes_of_the_row", [0, 1, 10])
+def test_curves_go_on_after_a_full_disk(tmp_path, bytes_of_the_row):
+    progress, events = ProgressCsv(tmp_path / "progress.csv"), EventFile(tmp_path)
+    for output, path in ((progress, tmp_path / "progress.csv"), (events, None)):
+        output.write({"score": 1.5}, {}, 1)
+        (path,) = [path] if path else event_files(tmp_path)
+        with room_for(path.stat().st_size + bytes_of_the_row), pytest.warns(RuntimeWarning, match=path.name):
+            output.write({"score": 2.123456789012}, {}, 2)
+        output.write({"score": 3.5}, {}, 3)
+    assert [row["score"] for row in read_rows(tmp_path / "progress.csv")] == ["1.5", "3.5"]
     points = EventAccumulator(str(tmp_path)).Reload().Scalars("score")
-    assert [point.step for point in points] == [1, 3]
+    assert [(point.step, point.value) for point in points] == [(1, 1.5), (3, 3.5)]
 
 
 @pytest.mark.slow

@@ -313,17 +313,6 @@ def test_progress_leaves_out_a_line_cut_short(tmp_path):
     assert [row["a"] for row in read_rows(path)] == ["1"]
 
 
-def test_progress_survives_a_full_disk(tmp_path, monkeypatch):
-    path = tmp_path / "progress.csv"
-    output = ProgressCsv(path)
-    output.write({"a": 1}, {"a": None}, 1)
-    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="did not get timestep 2: .*No space"):
-        patch.setattr(ProgressCsv, "_append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-        output.write({"a": 2}, {"a": None}, 2)
-    output.write({"a": 3}, {"a": None}, 3)
-    assert [row["a"] for row in read_rows(path)] == ["1", "3"]
-
-
 def test_rewinding_drops_what_came_after_the_checkpoint(tmp_path):
     with RunFolder(tmp_path / "run") as run:
         run.monitor.write_text("#{}\nr,l,t,env\n1,2,3,0\n4,5,6,1\n")
