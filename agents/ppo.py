@@ -1,4 +1,4 @@
-"""PPO on images: rl-zoo's Atari hyperparameters as a dataclass, and SB3's PPO built from them."""
+"""PPO on images: hyperparameters as a dataclass, the field's values as rows, and SB3's PPO built from them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ _ADAM = {"eps": 1e-5, "fused": True}
 
 @dataclass(frozen=True, kw_only=True)
 class PPOHyperparameters:
-    """PPO's settings.
-
-    Source: DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml, ``atari`` (8 environments, 10M timesteps).
-    """
+    """PPO's settings; the defaults are those for Atari, see :data:`PRESETS`."""
 
     n_steps: int = 128
     """Agent timesteps per environment and rollout."""
@@ -48,8 +45,8 @@ class PPOHyperparameters:
     """Adam's step size at the start; falls linearly to 0 over the schedule."""
     clip_range: float = 0.1
     """Allowed change of the probability ratio at the start; falls linearly to 0 over the schedule."""
-    schedule_timesteps: int = 10_000_000
-    """Agent timesteps over which learning rate and clip range fall to 0, however long the run is."""
+    schedule_timesteps: int | None = 10_000_000
+    """Agent timesteps over which learning rate and clip range fall to 0, however long the run is; None keeps both."""
     gamma: float = 0.99
     """Discount per agent timestep."""
     gae_lambda: float = 0.95
@@ -68,6 +65,22 @@ class PPOHyperparameters:
             ValueError: Naming the first, what it was and what is allowed.
         """
         check_ranges(self, _RANGES)
+
+
+# atari: DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml, ``atari`` (8 environments, 10M timesteps).
+# procgen: Cobbe et al. 2020 (arXiv:1912.01588), appendix C (64 environments, rewards normalised).
+PRESETS: dict[str, PPOHyperparameters] = {
+    "atari": PPOHyperparameters(),
+    "procgen": PPOHyperparameters(
+        n_steps=256,
+        n_epochs=3,
+        batch_size=2048,  # 8 minibatches
+        learning_rate=5e-4,
+        clip_range=0.2,
+        schedule_timesteps=None,
+        gamma=0.999,
+    ),
+}
 
 
 def check_rollout(hyperparameters: PPOHyperparameters, n_envs: int) -> None:
@@ -98,20 +111,23 @@ def _check_memory(env: VecEnv, n_steps: int) -> None:
         )
 
 
-def linear_schedule(start: float, schedule_timesteps: int, total_timesteps: int) -> LinearSchedule:
+def linear_schedule(start: float, schedule_timesteps: int | None, total_timesteps: int) -> LinearSchedule:
     """``start`` falling linearly to 0 after ``schedule_timesteps``, for a run of ``total_timesteps``.
 
     SB3's schedules see only the share of the run that remains, so a short run of a long schedule ends part way down.
 
     Args:
         start: Value at timestep 0.
-        schedule_timesteps: Agent timesteps until 0.
+        schedule_timesteps: Agent timesteps until 0; None to stay at ``start``.
         total_timesteps: Agent timesteps of the run.
 
     Raises:
         ValueError: For timesteps below 1.
     """
-    check_positive(schedule_timesteps=schedule_timesteps, total_timesteps=total_timesteps)
+    check_positive(total_timesteps=total_timesteps)
+    if schedule_timesteps is None:
+        return LinearSchedule(start, start, 1.0)
+    check_positive(schedule_timesteps=schedule_timesteps)
     if total_timesteps >= schedule_timesteps:
         return LinearSchedule(start, 0.0, schedule_timesteps / total_timesteps)
     return LinearSchedule(start, start * (1 - total_timesteps / schedule_timesteps), 1.0)

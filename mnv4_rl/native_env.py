@@ -23,15 +23,23 @@ class NativeVecEnv(VecEnv):
 
     Attributes:
         game: Name of the game.
+        scale: Name of the scale of `normalised`.
+        frame_skip: Frames of a game at 60 a second that one timestep takes.
     """
 
     game: str
+    scale: str
+    frame_skip: int
     _pending = False
 
     @property
     @abstractmethod
     def action_meanings(self) -> tuple[str, ...]:
         """What each action presses."""
+
+    @abstractmethod
+    def normalised(self, score: float) -> float | None:
+        """A raw score on the field's scale for these games; None for a game that has none."""
 
     @abstractmethod
     def _send(self, actions: np.ndarray) -> None:

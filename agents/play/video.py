@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from mnv4_rl.atari import AtariVecEnv
+from mnv4_rl.native_env import NativeVecEnv
 
 VIDEO_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[video]"'
 FRAMES_PER_SECOND = 60  # of the emulator; the console's NTSC rate, rounded
@@ -86,6 +87,19 @@ class ScreenEnv(VecEnvWrapper):
         """Close both."""
         self._twin.close()
         self.venv.close()
+
+
+def with_screens(env: NativeVecEnv, seed: int) -> VecEnv:
+    """The environment, seeded anew, with ``get_images()``.
+
+    Args:
+        env: An environment that may or may not show its screens by itself.
+        seed: Seed of its first environment.
+    """
+    if isinstance(env, AtariVecEnv):
+        return ScreenEnv(env, seed)
+    env.seed(seed)
+    return env
 
 
 class Show(VecEnvWrapper):

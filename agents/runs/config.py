@@ -14,10 +14,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.encoders import policy_kwargs
-from agents.ppo import PPOHyperparameters, build_ppo, check_rollout
+from agents.ppo import PRESETS, PPOHyperparameters, build_ppo, check_rollout
 from agents.runs.families import FAMILIES, Family
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.performance import THREADS
+from mnv4_rl.procgen import ProcgenOptions
 
 N_ENVS = Interval(1, 4096)  # far past any use; ALE makes as many emulators as it is told, until memory ends
 TIMESTEPS = Interval(1, 10**12)
@@ -92,8 +93,9 @@ class RunConfig(ABC):
 
     @property
     def name(self) -> str:
-        """<game>__<algo>__<encoder>__s<seed>."""
-        return f"{self.games.resolve_game(self.game)}__{self.algo}__{self.encoder}__s{self.seed}"
+        """<game>__<algo>__<encoder>__s<seed>, fit for a folder."""
+        game = self.games.resolve_game(self.game).replace("/", "_")
+        return f"{game}__{self.algo}__{self.encoder}__s{self.seed}"
 
     @abstractmethod
     def build(self, env: VecEnv) -> BaseAlgorithm:
@@ -142,6 +144,27 @@ class PPOConfig(RunConfig):
         """As :meth:`RunConfig.check`, PPO's settings too."""
         super().check()
         check_rollout(self.ppo, self.n_envs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcgenPPOConfig(PPOConfig):
+    """Train PPO on a Procgen game, some of its levels; the final agent is evaluated on these and on all the others."""
+
+    family: ClassVar[str] = "procgen"
+    command: ClassVar[str] = "procgen_ppo"
+
+    game: str = "starpilot"
+    """Any of Procgen's 16 games, by any common spelling."""
+    total_timesteps: int = 2_000_000
+    """Agent timesteps (decisions) to train."""
+    n_envs: int = 64
+    """Episodes played side by side."""
+    evaluation_games: int = 100
+    """Whole episodes played by the final model, on the training levels and again on unseen ones; 0 for none."""
+    levels: ProcgenOptions = ProcgenOptions(num_levels=200)  # noqa: RUF009  frozen
+    """The levels to train on."""
+    ppo: PPOHyperparameters = PRESETS["procgen"]
+    """PPO's settings; those of Procgen's paper by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from agents.play.evaluate import Evaluation, evaluate, own_randomness
-from agents.play.video import ScreenEnv, Show, gif
+from agents.play.video import Show, gif, with_screens
 from agents.runs.callbacks import tensorboard_files
-from mnv4_rl.atari import AtariVecEnv
-from mnv4_rl.atari.scores import human_normalised
+from mnv4_rl.native_env import NativeVecEnv
 
 CLIP_TIMESTEPS = 150  # 10 seconds of play at 4 emulator frames each
 CLIP_BYTES = 1_000_000
@@ -32,7 +31,7 @@ class PeriodicEvaluation(BaseCallback):
         every_timesteps: Agent timesteps between two evaluations.
     """
 
-    def __init__(self, make_env: Callable[[], AtariVecEnv], n_games: int, every_timesteps: int) -> None:
+    def __init__(self, make_env: Callable[[], NativeVecEnv], n_games: int, every_timesteps: int) -> None:
         super().__init__()
         self._make_env, self._n_games, self._every = make_env, n_games, every_timesteps
 
@@ -48,13 +47,16 @@ class PeriodicEvaluation(BaseCallback):
             evaluate_and_log(self.model, self._make_env, self._n_games)
 
 
-def evaluate_and_log(model: BaseAlgorithm, make_env: Callable[[], AtariVecEnv], n_games: int) -> Evaluation:
+def evaluate_and_log(
+    model: BaseAlgorithm, make_env: Callable[[], NativeVecEnv], n_games: int, tag: str = "eval"
+) -> Evaluation:
     """Play whole games, and write scores and a GIF of play at the model's timestep.
 
     Args:
         model: A model with a logger.
         make_env: Makes the environment; it is closed afterwards.
         n_games: Whole games.
+        tag: Where the values go in TensorBoard.
     """
     env = make_env()
     try:
@@ -62,26 +64,26 @@ def evaluate_and_log(model: BaseAlgorithm, make_env: Callable[[], AtariVecEnv], 
         clip = record_clip(model, env, CLIP_TIMESTEPS)
     finally:
         env.close()
-    moving = gif(clip, env.options.frame_skip, scale=1, max_bytes=CLIP_BYTES)
-    scalars = {f"eval/{name}": value for name, value in evaluation_scalars(evaluation, env.game).items()}
+    moving = gif(clip, env.frame_skip, scale=1, max_bytes=CLIP_BYTES)
+    scalars = {f"{tag}/{name}": value for name, value in evaluation_scalars(evaluation, env).items()}
     for file in tensorboard_files(model):
         file.add(scalars, model.num_timesteps)
-        file.add_summary(_as_image("eval/play", moving, clip[0].shape), model.num_timesteps)
+        file.add_summary(_as_image(f"{tag}/play", moving, clip[0].shape), model.num_timesteps)
     return evaluation
 
 
-def evaluation_scalars(evaluation: Evaluation, game: str) -> dict[str, float]:
+def evaluation_scalars(evaluation: Evaluation, env: NativeVecEnv) -> dict[str, float]:
     """Name -> value, without those that do not exist: the interval of one game, the scale of an unknown game."""
     values = {
         "mean_reward": evaluation.mean,
         "low": evaluation.low,
         "high": evaluation.high,
-        "human_normalised": human_normalised(game, evaluation.mean),
+        env.scale: env.normalised(evaluation.mean),
     }
     return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
 
 
-def record_clip(model: BaseAlgorithm, env: AtariVecEnv, n_timesteps: int, seed: int = 0) -> list[np.ndarray]:
+def record_clip(model: BaseAlgorithm, env: NativeVecEnv, n_timesteps: int, seed: int = 0) -> list[np.ndarray]:
     """The first screens of a game, as the model plays it now.
 
     Args:
@@ -94,7 +96,7 @@ def record_clip(model: BaseAlgorithm, env: AtariVecEnv, n_timesteps: int, seed: 
         ``n_timesteps + 1`` screens, (height, width, 3) uint8.
     """
     screens: list[np.ndarray] = []
-    show = Show(ScreenEnv(env, seed), [screens.append])
+    show = Show(with_screens(env, seed), [screens.append])
     with own_randomness(model, seed):
         observations: Any = show.reset()
         for _ in range(n_timesteps):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.vec_env import VecNormalize
+
 from mnv4_rl.atari import AtariVecEnv, make_atari_env
 from mnv4_rl.atari.games import resolve_game
+from mnv4_rl.procgen import ProcgenOptions, ProcgenVecEnv, make_procgen_env
+from mnv4_rl.procgen.games import resolve_game as resolve_procgen_game
 
 MAX_EVALUATION_ENVS = 10
+MAX_PROCGEN_EVALUATION_ENVS = 50
 EVALUATION_SEED = 10_000  # is added to a run's seed
 
 
@@ -22,11 +27,14 @@ class Family:
         resolve_game: Any spelling of a game -> its one name; ValueError where there is none.
         make_env: The run's config and the file for one CSV row a game -> the environments to train in.
         make_evaluation_env: The run's config -> the environments to evaluate in.
+        make_other_evaluation_envs: The run's config -> name -> what makes the environments that the final agent is
+            evaluated in too.
     """
 
     resolve_game: Callable[[str], str]
     make_env: Callable[[Any, Path], Any]
     make_evaluation_env: Callable[[Any], Any]
+    make_other_evaluation_envs: Callable[[Any], dict[str, Callable[[], Any]]] = lambda _config: {}
 
 
 def _atari_env(config: Any, monitor: Path) -> AtariVecEnv:
@@ -40,4 +48,36 @@ def _atari_evaluation_env(config: Any) -> AtariVecEnv:
     return make_atari_env(config.game, n_envs, config.seed + EVALUATION_SEED)
 
 
-FAMILIES: dict[str, Family] = {"atari": Family(resolve_game, _atari_env, _atari_evaluation_env)}
+def _procgen_game(name: str) -> str:
+    return f"procgen/{resolve_procgen_game(name)}"
+
+
+def _procgen_env(config: Any, monitor: Path) -> VecNormalize:
+    env = make_procgen_env(
+        config.game,
+        config.n_envs,
+        config.seed,
+        num_threads=config.threads or 0,
+        monitor_path=monitor,
+        **asdict(config.levels),
+    )
+    return VecNormalize(env, norm_obs=False, gamma=config.ppo.gamma)
+
+
+def _procgen_evaluation_env(config: Any, levels: ProcgenOptions | None = None) -> ProcgenVecEnv:
+    n_envs = min(config.evaluation_games, MAX_PROCGEN_EVALUATION_ENVS)
+    options = asdict(levels or config.levels)
+    return make_procgen_env(
+        config.game, n_envs, config.seed + EVALUATION_SEED, num_threads=config.threads or 0, **options
+    )
+
+
+def _unseen_levels(config: Any) -> dict[str, Callable[[], ProcgenVecEnv]]:
+    unseen = config.levels.unseen()
+    return {} if unseen is None else {"unseen_levels": lambda: _procgen_evaluation_env(config, unseen)}
+
+
+FAMILIES: dict[str, Family] = {
+    "atari": Family(resolve_game, _atari_env, _atari_evaluation_env),
+    "procgen": Family(_procgen_game, _procgen_env, _procgen_evaluation_env, _unseen_levels),
+}

@@ -89,6 +89,7 @@ class OpenRun:
             plan,
             lambda: config.games.make_evaluation_env(config),
             self.resume,
+            config.games.make_other_evaluation_envs(config),
         )
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -22,7 +22,7 @@ from agents.runs.guards import FiniteGuard, NonFiniteError, check_features, chec
 from agents.runs.logs import open_logs, rewind_logs
 from agents.runs.saving import CheckpointPlan, Checkpoints, RefillReplay, stop_on_signals
 from agents.runs.state import Clock, State, restore_counters
-from mnv4_rl.atari import AtariVecEnv
+from mnv4_rl.native_env import NativeVecEnv
 
 _SEED_LIMIT = 2**30
 
@@ -81,6 +81,7 @@ class Outcome:
         steps_per_second: Agent timesteps a wall second of this session, evaluation not included.
         score: Mean raw score of the last 100 training games, None if no game ended.
         evaluation: Whole games of the final model, None if interrupted or not asked for.
+        other_evaluations: The same elsewhere, such as on levels never trained on, by name.
     """
 
     folder: Path
@@ -90,6 +91,7 @@ class Outcome:
     steps_per_second: float
     score: float | None
     evaluation: Evaluation | None
+    other_evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
 
 
 def rewind(run: RunFolder) -> Resume:
@@ -115,8 +117,9 @@ def train(
     timer: EnvTimer,
     run: RunFolder,
     plan: Plan,
-    evaluation_env: Callable[[], AtariVecEnv],
+    evaluation_env: Callable[[], NativeVecEnv],
     resume: Resume | None = None,
+    other_evaluation_envs: Mapping[str, Callable[[], NativeVecEnv]] | None = None,
 ) -> Outcome:
     """Train a model, save it, and play whole games with it.
 
@@ -127,6 +130,7 @@ def train(
         plan: How long to train, and what to leave behind.
         evaluation_env: Makes the environment for evaluations.
         resume: Where to go on, from :func:`rewind`; None for a new run.
+        other_evaluation_envs: Makes more environments that the final model is evaluated in, by name.
 
     Returns:
         How it ended; after Ctrl-C or SIGTERM the model is saved all the same.
@@ -141,14 +145,16 @@ def train(
         finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, evaluation_env, resume)
         seconds = time.perf_counter() - started
         run.save_model(model)
-        evaluation = None
+        evaluation, others = None, {}
         if finished and plan.evaluation_games:
             evaluation = evaluate_and_log(model, evaluation_env, plan.evaluation_games)
-            run.write_evaluation(evaluation.to_dict())
+            for name, make_env in (other_evaluation_envs or {}).items():
+                others[name] = evaluate_and_log(model, make_env, plan.evaluation_games, f"eval_{name}")
+            run.write_evaluation({**evaluation.to_dict(), **{name: other.to_dict() for name, other in others.items()}})
     finally:
         model.logger.close()
     speed = (model.num_timesteps - done) / seconds
-    return Outcome(run.path, run.model, finished, model.num_timesteps, speed, recent_score(model), evaluation)
+    return Outcome(run.path, run.model, finished, model.num_timesteps, speed, recent_score(model), evaluation, others)
 
 
 def go_on(model: BaseAlgorithm, resume: Resume) -> None:
@@ -171,7 +177,7 @@ def _learn(
     timer: EnvTimer,
     run: RunFolder,
     plan: Plan,
-    evaluation_env: Callable[[], AtariVecEnv],
+    evaluation_env: Callable[[], NativeVecEnv],
     resume: Resume | None,
 ) -> bool:
     """Train to the end, or to the first Ctrl-C or SIGTERM."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
 _COUNTERS = (
     "num_timesteps",
@@ -56,6 +57,7 @@ def capture(model: BaseAlgorithm, clock: Clock) -> State:
         "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
         "games": [{key: float(value) for key, value in game.items()} for game in model.ep_info_buffer or ()],
         "waiting": _waiting_values(model),
+        "returns": _return_statistics(model.get_vec_normalize_env()),
         "generators": _generators(model),
         "wall_seconds": clock.wall_seconds,
         "cpu_seconds": clock.cpu_seconds,
@@ -63,12 +65,28 @@ def capture(model: BaseAlgorithm, clock: Clock) -> State:
 
 
 def restore_counters(model: BaseAlgorithm, state: State) -> None:
-    """Step count, progress and recent games; to be called before ``learn(reset_num_timesteps=False)``."""
+    """Step count, progress, recent games, statistics of returns; before ``learn(reset_num_timesteps=False)``."""
     for name in _COUNTERS:  # by our list, not the file's
         if name in state["counters"]:
             setattr(model, name, state["counters"][name])
     model.ep_info_buffer = deque(state["games"], maxlen=model._stats_window_size)
+    _restore_return_statistics(model.get_vec_normalize_env(), state.get("returns"))
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+
+
+def _return_statistics(env: VecNormalize | None) -> dict[str, float] | None:
+    """What rewards are normalised by; None where they are not."""
+    if env is None:
+        return None
+    statistics = env.ret_rms
+    return {"mean": float(statistics.mean), "var": float(statistics.var), "count": float(statistics.count)}
+
+
+def _restore_return_statistics(env: VecNormalize | None, saved: dict[str, float] | None) -> None:
+    if env is not None and saved is not None:
+        env.ret_rms.mean = np.array(saved["mean"])
+        env.ret_rms.var = np.array(saved["var"])
+        env.ret_rms.count = saved["count"]
 
 
 def restore_session(model: BaseAlgorithm, state: State) -> None:

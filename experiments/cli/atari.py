@@ -105,6 +105,8 @@ def summary(outcome: Outcome) -> str:
     ]
     if outcome.evaluation:
         lines.append(f"evaluation   {outcome.evaluation}")
+    for name, evaluation in outcome.other_evaluations.items():
+        lines.append(f"{name.replace('_', ' '):<12} {evaluation}")
     return "\n".join([*lines, f"model        {shown(outcome.model)}", places(outcome.folder)])
 
 

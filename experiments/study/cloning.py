@@ -136,9 +136,9 @@ def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Le
 
 
 def _fresh_policy(encoder: str, game: str, seed: int) -> ActorCriticPolicy:
-    env, horizon = make_atari_env(game, 1, seed), PPO_DEFAULTS.schedule_timesteps
+    env = make_atari_env(game, 1, seed)
     try:
-        return build_ppo(env, encoder, total_timesteps=horizon, seed=seed, device="cpu").policy
+        return build_ppo(env, encoder, total_timesteps=1, seed=seed, device="cpu").policy
     finally:
         env.close()
 

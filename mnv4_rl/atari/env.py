@@ -47,6 +47,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from mnv4_rl.atari.games import minimal_actions, resolve_game
 from mnv4_rl.atari.options import PROTOCOLS, AtariOptions, options_of
+from mnv4_rl.atari.scores import human_normalised
 from mnv4_rl.checks import check_count
 from mnv4_rl.episode_log import EpisodeLog
 from mnv4_rl.native_env import NativeVecEnv
@@ -107,6 +108,8 @@ class AtariVecEnv(NativeVecEnv):
         ValueError: An unknown game, a number out of range, or a file that is no monitor file.
     """
 
+    scale = "human_normalised"
+
     def __init__(
         self,
         game: str,
@@ -121,6 +124,7 @@ class AtariVecEnv(NativeVecEnv):
         check_count("num_threads", num_threads, 0)
         self.game = resolve_game(game)
         self.options = options
+        self.frame_skip = options.frame_skip
         self.render_mode = None
         # SB3's rule for games that wait for FIRE, on the game's own actions: the full set has FIRE for every game.
         self._needs_fire = options.fire_reset and minimal_actions(self.game)[1:2] == ("FIRE",)
@@ -163,6 +167,10 @@ class AtariVecEnv(NativeVecEnv):
         self._reset_seeds()
         self._reset_options()
         return self._chw(observations)
+
+    def normalised(self, score: float) -> float | None:
+        """A raw score on the scale of `mnv4_rl.atari.scores.human_normalised`."""
+        return human_normalised(self.game, score)
 
     def _send(self, actions: np.ndarray) -> None:
         self._open_ale().send(np.where(self._press_fire, 1, actions))

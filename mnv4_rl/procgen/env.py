@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from mnv4_rl.checks import check_count
 from mnv4_rl.episode_log import EpisodeLog
 from mnv4_rl.native_env import NativeVecEnv
-from mnv4_rl.procgen.games import resolve_game
+from mnv4_rl.procgen.games import normalised, resolve_game
 from mnv4_rl.procgen.options import ProcgenOptions
 from mnv4_rl.procgen.pool import make_pool
 
@@ -102,6 +102,9 @@ class ProcgenVecEnv(NativeVecEnv):
         ModuleNotFoundError: Envpool or its system libraries are missing.
     """
 
+    scale = "normalised"
+    frame_skip = 4  # played by people at 15 timesteps a second
+
     def __init__(
         self,
         game: str,
@@ -162,6 +165,10 @@ class ProcgenVecEnv(NativeVecEnv):
         """Seed the next `reset`, see `NativeVecEnv.seed`: which levels come in which order."""
         self._untouched = False
         return super().seed(seed)
+
+    def normalised(self, score: float) -> float | None:
+        """A return on the scale of `mnv4_rl.procgen.games.normalised`."""
+        return normalised(self.game, score, self.options.distribution_mode)
 
     def _build_pool(self) -> Any:
         seed = self._seeds[0]

@@ -6,7 +6,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.ppo import PPOHyperparameters, build_ppo, linear_schedule
+from agents.ppo import PRESETS, PPOHyperparameters, build_ppo, linear_schedule
 
 
 def test_zoo_values_are_the_defaults():
@@ -15,6 +15,17 @@ def test_zoo_values_are_the_defaults():
     assert (h.n_steps, h.n_epochs, h.batch_size, h.learning_rate, h.clip_range) == (128, 4, 256, 2.5e-4, 0.1)
     assert (h.ent_coef, h.vf_coef, h.gamma, h.gae_lambda, h.max_grad_norm) == (0.01, 0.5, 0.99, 0.95, 0.5)
     assert h.schedule_timesteps == 10_000_000
+
+
+def test_procgens_values_are_those_of_its_paper_and_stay_as_they_are():
+    """Cobbe et al. 2020, appendix C: 64 environments, 8 minibatches."""
+    h = PRESETS["procgen"]
+    assert (h.n_steps, h.n_epochs, 64 * h.n_steps // h.batch_size) == (256, 3, 8)
+    assert (h.learning_rate, h.clip_range, h.ent_coef, h.vf_coef, h.max_grad_norm) == (5e-4, 0.2, 0.01, 0.5, 0.5)
+    assert (h.gamma, h.gae_lambda) == (0.999, 0.95)
+    rate = linear_schedule(h.learning_rate, h.schedule_timesteps, 1_000)
+    assert rate(1.0) == rate(0.5) == rate(0.0) == 5e-4
+    assert PRESETS["atari"] == PPOHyperparameters()
 
 
 @given(horizon=st.integers(1, 10**7), total=st.integers(1, 10**7), share=st.floats(0, 1))

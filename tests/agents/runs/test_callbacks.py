@@ -161,8 +161,10 @@ def test_a_dead_feature_counts_as_dormant():
 
 
 def test_an_evaluation_of_one_game_or_of_an_unknown_game_has_fewer_numbers():
-    assert evaluation_scalars(Evaluation.of([14.6]), "pong") == {"mean_reward": 14.6, "human_normalised": 1}
-    assert set(evaluation_scalars(Evaluation.of([1.0, 2.0]), "tetris")) == {"mean_reward", "low", "high"}
+    pong, tetris = make_atari_env("pong", 1), make_atari_env("tetris", 1)
+    assert evaluation_scalars(Evaluation.of([14.6]), pong) == {"mean_reward": 14.6, "human_normalised": 1}
+    assert set(evaluation_scalars(Evaluation.of([1.0, 2.0]), tetris)) == {"mean_reward", "low", "high"}
+    pong.close(), tetris.close()
 
 
 def test_a_clip_has_the_first_screen_and_one_a_timestep():

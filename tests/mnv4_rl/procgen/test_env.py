@@ -12,13 +12,7 @@ from mnv4_rl.procgen import env as env_module
 from mnv4_rl.procgen import pool as pool_module
 from mnv4_rl.procgen.env import ACTIONS
 from tests.mnv4_rl.procgen.scripted_pool import ScriptedPool
-
-try:
-    make_procgen_env("starpilot", 1).close()
-    MISSING = None
-except ModuleNotFoundError as error:
-    MISSING = str(error)
-needs_envpool = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+from tests.needs import needs_envpool
 
 
 @pytest.fixture
