@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from stable_baselines3 import PPO
@@ -11,8 +10,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
 from mnv4_rl.checks import Interval, check_positive, check_ranges
+from mnv4_rl.memory import check_fits, observation_bytes
 from mnv4_rl.policies import PixelActorCriticPolicy
-from mnv4_rl.replay import available_bytes
 
 _RANGES = {
     "n_steps": Interval(1),
@@ -101,14 +100,13 @@ def check_rollout(hyperparameters: PPOHyperparameters, n_envs: int) -> None:
 
 def _check_memory(env: VecEnv, n_steps: int) -> None:
     """Refuse a rollout that would be killed for memory while it fills."""
-    space = env.observation_space
-    per_step = math.prod(space.shape or ()) * getattr(space.dtype, "itemsize", 1) * env.num_envs
-    needed, available = n_steps * per_step, available_bytes()
-    if needed > available:
-        raise ValueError(
-            f"A rollout of n_steps={n_steps} in {env.num_envs} environments fills {needed / 1e9:,.1f} GB of memory and "
-            f"{available / 1e9:,.1f} GB are available: n_steps={int(available / per_step)} would fit."
-        )
+    # Twice: SB3 puts all observations into another order before it trains on them.
+    per_step = 2 * observation_bytes(env.observation_space) * env.num_envs
+    check_fits(
+        f"A rollout of n_steps={n_steps} in {env.num_envs} environments",
+        n_steps * per_step,
+        lambda available: f"n_steps={int(available / per_step)} would fit.",
+    )
 
 
 def linear_schedule(start: float, schedule_timesteps: int | None, total_timesteps: int) -> LinearSchedule:

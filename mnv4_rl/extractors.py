@@ -186,7 +186,7 @@ class MNV4Extractor(ImageExtractor):
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
         channels, height, width = self.image_shape
         spec = encoder_spec(get_spec(variant), features_dim, grid, keep_batch_norm=bool(pretrained))
-        self.network = build(spec, channels, 0, (height, width), frame_channels)
+        self.network = build(spec, channels, 0, (height, width), frame_channels or self.layout.frame_channels)
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
         if frozen:
             freeze_trunk(self.network)

@@ -58,6 +58,11 @@ class ImageLayout:
         return self.shape[0] if len(self.shape) == 4 else 1
 
     @property
+    def frame_channels(self) -> int | None:
+        """Channels of one frame of a stack; None where the space does not tell."""
+        return self.image_shape[0] // self.frames if len(self.shape) == 4 else None
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the network reads; a stack's frames lie side by side in the channels."""
         if len(self.shape) == 2:
@@ -117,6 +122,11 @@ def is_image(space: gym.Space) -> bool:
     if len(space.shape) == 2:
         return is_bytes(space) and min(space.shape) >= MIN_MATRIX_SIDE
     return len(space.shape) in (3, 4)
+
+
+def is_clearly_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether a shape with 3 axes is (H, W, C) by any reading: as (C, H, W) it would be a narrow strip."""
+    return CLEAR_RATIO * shape[2] <= min(shape[:2])
 
 
 def warn_of_matrix(key: str, space: gym.Space) -> None:
@@ -216,7 +226,7 @@ def _sb3s_choice(shape: tuple[int, ...], wanted: bool | None) -> bool:
     """The layout of a 3-D uint8 image, whose channels SB3 may have moved to the front by now."""
     a, b, c = shape
     giver = _giver()
-    is_clearly_first, is_clearly_last = CLEAR_RATIO * a <= min(b, c), CLEAR_RATIO * c <= min(a, b)
+    is_clearly_first = CLEAR_RATIO * a <= min(b, c)
     if wanted and (giver == "moved" or (giver == "nobody" and is_clearly_first)):
         raise ValueError(
             f"channels_last=True, but the channels of this uint8 image come first: shape {shape}. SB3 moves them "
@@ -226,7 +236,7 @@ def _sb3s_choice(shape: tuple[int, ...], wanted: bool | None) -> bool:
         return wanted
     if a <= min(b, c) or giver in ("moved", "algorithm"):
         return False
-    if giver in ("nobody", "policy") and is_clearly_last:
+    if giver in ("nobody", "policy") and is_clearly_channels_last(shape):
         return True
     if giver == "policy":  # as a rule loaded from an agent's
         return False
@@ -240,7 +250,7 @@ def _by_the_smallest_axis(shape: tuple[int, ...], wanted: bool | None) -> bool:
     a, b, c = shape[-3:]
     if a < min(b, c):
         return False
-    if c < min(a, b) and (c <= PICTURE_CHANNELS or CLEAR_RATIO * c <= min(a, b)):
+    if c < min(a, b) and (c <= PICTURE_CHANNELS or is_clearly_channels_last((a, b, c))):
         return True
     raise ValueError(_question(shape))
 

@@ -8,12 +8,10 @@ else come back byte for byte.
 """
 
 import mmap
-import os
-import re
-import sys
+import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,19 +21,18 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from mnv4_rl.memory import check_fits
+from mnv4_rl.models.network import usual_frame_channels
+from mnv4_rl.observations import is_clearly_channels_last
+
 # One frame beside the ring for every 32 in it. An episode (often: a life) needs one, its first frame; episodes shorter
 # than 32 decisions on average make the side store grow.
 _RING_FRAMES_PER_SIDE_FRAME = 32
+_MANY_FRAMES = 1.5  # a transition; half as much again as was counted
+_FRAMES_BEFORE_WARNING = 100  # the first steps of all environments are first frames
 # Arrays kept for samples: obs and next_obs of a batch in use and of the one drawn meanwhile. At batch 256 the page
 # faults of new arrays can take longer than the copying.
 _N_OUTPUTS = 4
-
-# Linux: MemAvailable in kB; the limits of control groups (version 2, version 1) in bytes, or the word "max".
-_MEMORY_FILES = (
-    Path("/proc/meminfo"),
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 class FrameStore:
@@ -65,7 +62,8 @@ class FrameStore:
         self.step = 0  # steps stored since the start; never wraps
         self._n_side_used = 1  # place 0: zeros
         self._free: list[int] = []
-        self._outputs: deque[np.ndarray] = deque(maxlen=_N_OUTPUTS)
+        self._spare: deque[np.ndarray] = deque(maxlen=_N_OUTPUTS)
+        self._has_warned = False
         self._lent: deque[tuple[int, int]] = deque()  # (step, place), oldest first
         self._newest_stacks: np.ndarray = np.zeros((n_envs, stack, frame_bytes), dtype=np.uint8)
         self._newest_ids = np.full((n_envs, stack), self._side_id(0), dtype=np.int32)
@@ -123,13 +121,13 @@ class FrameStore:
         return frames
 
     def _output(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array to gather into: one whose last user let it go, else a new one."""
-        for array in self._outputs:
-            # Three references: the deque's, `array` and the argument. A view or a tensor over it holds a fourth.
-            if array.shape == shape and sys.getrefcount(array) == 3:
-                return array
-        self._outputs.append(np.empty(shape, dtype=np.uint8))
-        return self._outputs[-1]
+        """An array to gather into; its memory comes back when its last view or tensor goes."""
+        memory = self._spare.pop() if self._spare else None
+        if memory is None or memory.shape != shape:
+            memory = np.empty(shape, dtype=np.uint8)
+        loan = _Loan(memory)
+        weakref.finalize(loan, self._spare.append, memory).atexit = False
+        return np.asarray(loan)
 
     def _link(self, obs: np.ndarray, known: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
         """Number the frames of `obs`: the known number where the bytes are the known ones, else a place beside.
@@ -164,9 +162,25 @@ class FrameStore:
         else:
             place, self._n_side_used = self._n_side_used, self._n_side_used + 1
             if place == len(self.side):
+                self._warn_of_growth()
                 self.side = _with_rows(self.side, place + place // 4 + 1)
         self._lent.append((self.step, place))
         return place
+
+    def _warn_of_growth(self) -> None:
+        """Say once that far more memory fills than was counted."""
+        filled = min(self.step + 1, self.n_rows) * self.n_envs
+        frames = 1 + self._n_side_used / filled  # a transition
+        if self._has_warned or filled < _FRAMES_BEFORE_WARNING or frames < _MANY_FRAMES:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"AtariReplayBuffer stores {frames:.1f} frames a transition where little more than 1 was counted; full, "
+            f"it will take about {frames * self.ring.nbytes / 1e9:.2f} GB. Either episodes are very short, or "
+            "observations are no stacks of such frames: then give the channels of one, 1 for grey and 3 for RGB, as "
+            "replay_buffer_kwargs=dict(frame_channels=...).",
+            stacklevel=2,
+        )
 
     def _take_back_expired(self) -> None:
         """Free the places lent in a step whose row of the ring is about to be overwritten."""
@@ -176,13 +190,20 @@ class FrameStore:
     def __getstate__(self) -> dict[str, Any]:
         n_ring_used = min(self.step, self.n_rows) * self.n_envs
         used = {"ring": self.ring[:n_ring_used], "side": self.side[: self._n_side_used]}
-        return self.__dict__ | used | {"_n_side": len(self.side), "_outputs": deque(maxlen=_N_OUTPUTS)}
+        return self.__dict__ | used | {"_n_side": len(self.side), "_spare": deque(maxlen=_N_OUTPUTS)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         n_side = state.pop("_n_side")
         self.__dict__.update(state)
         self.ring = _with_rows(self.ring, self.n_rows * self.n_envs)
         self.side = _with_rows(self.side, n_side)
+
+
+class _Loan:
+    """Memory lent to an array: numpy keeps this object for as long as the array, a view or a tensor over it lives."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self.__array_interface__ = memory.__array_interface__
 
 
 class StackedFrames:
@@ -196,6 +217,17 @@ class StackedFrames:
         self._store, self._put = store, put
         self.shape = shape  # (n_steps, n_envs, channels, height, width)
         self._ids = np.zeros((*shape[:2], store.stack), dtype=np.int32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All stacks, zeros where nothing was stored yet, as SB3's buffers have it."""
+        if copy is False:
+            raise ValueError("The stacks are put together from single frames; an array of them is always a copy.")
+        stacks = self[:]
+        stacks[self._store.step :] = 0
+        return stacks if dtype is None else stacks.astype(dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     @property
     def nbytes(self) -> int:
@@ -230,7 +262,8 @@ class AtariReplayBuffer(NStepReplayBuffer):
         handle_timeout_termination: Bootstrap from the last observation of an episode cut off by a time limit.
         n_steps: Rewards summed per sample. 1 samples as `ReplayBuffer` does, more as `NStepReplayBuffer` does.
         gamma: Discount per decision, of use only with `n_steps` > 1; give the algorithm the same.
-        frame_channels: Channels of one frame: 1 for grey, 3 for RGB.
+        frame_channels: Channels of one frame: 1 for grey, 3 for RGB. None reads it off the first transition where the
+            channels can be either.
 
     Raises:
         ValueError: For another kind of observation space, `optimize_memory_usage`, a wrong `n_steps` or
@@ -248,18 +281,36 @@ class AtariReplayBuffer(NStepReplayBuffer):
         handle_timeout_termination: bool = True,
         n_steps: int = 1,
         gamma: float = 0.99,
-        frame_channels: int = 1,
+        frame_channels: int | None = None,
     ) -> None:
         _check_options(optimize_memory_usage, n_steps)
-        shape = _image_shape(observation_space, frame_channels)
+        shape = _image_shape(observation_space)
+        channels = usual_frame_channels(shape[0]) if frame_channels is None else frame_channels
+        _check_frame_channels(channels, shape[0])
         # Past ReplayBuffer.__init__, which would allocate both copies of every stack.
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
         self.n_steps, self.gamma = n_steps, gamma
-        self._check_memory(shape[0] // frame_channels)
-        self._allocate(shape, shape[0] // frame_channels)
+        self._is_guess = frame_channels is None and channels > 1
+        self._check_memory(shape[0] // channels)
+        self._allocate(shape, shape[0] // channels)
+
+    def add(self, obs: np.ndarray, next_obs: np.ndarray, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        """As SB3's; arrays as :attr:`observations` and its like have them for one step."""
+        if self._is_guess:
+            self._is_guess = False
+            shape = (self.n_envs, *self.obs_shape)
+            if _moves_by_one_channel(obs.reshape(shape), next_obs.reshape(shape), np.asarray(done)):
+                self.set_stack(shape[1])
+        super().add(obs, next_obs, action, reward, done, infos)
+
+    def set_stack(self, stack: int) -> None:
+        """Forget everything, and store ``stack`` frames an observation from now on."""
+        self._is_guess = False
+        self._allocate(self.obs_shape, stack)
+        self.reset()
 
     def _allocate(self, shape: tuple[int, ...], stack: int) -> None:
         """Map the arrays, under the names `ReplayBuffer.add` and `_get_samples` know them by."""
@@ -278,13 +329,15 @@ class AtariReplayBuffer(NStepReplayBuffer):
         # Frames, the two rows of int32 frame numbers, the action, and three float32: reward, done, timeout.
         per_transition = frame * (1 + 1 / _RING_FRAMES_PER_SIDE_FRAME) + 2 * stack * 4 + actions + 3 * 4
         fixed = frame * (stack * self.n_envs + 1)
-        needed, available = fixed + per_transition * self.buffer_size * self.n_envs, available_bytes()
-        if needed > available:
-            raise ValueError(
-                f"a replay buffer of {self.buffer_size * self.n_envs} transitions of shape {self.obs_shape} fills "
-                f"{needed / 1e9:.2f} GB of memory and {available / 1e9:.2f} GB are available: "
-                f"buffer_size={max(int((available - fixed) / per_transition), 0)} would fit"
-            )
+        transitions = self.buffer_size * self.n_envs
+        check_fits(
+            f"a replay buffer of {transitions} transitions of shape {self.obs_shape}",
+            fixed + per_transition * transitions,
+            lambda available: (
+                f"buffer_size={max(int((available - fixed) / per_transition), 0)} would fit. An agent that is loaded "
+                'to play needs none: DQN.load(path, buffer_size=1), or custom_objects={"buffer_size": 1}'
+            ),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -307,7 +360,9 @@ def _lazy_zeros(n_rows: int, row_bytes: int) -> np.ndarray:
 
     `np.zeros` asks the allocator, which may hand out freed memory and clear it, all of it at once.
     """
-    return np.frombuffer(mmap.mmap(-1, n_rows * row_bytes), dtype=np.uint8).reshape(n_rows, row_bytes)
+    # Private, where there is a choice: what a forked child writes stays its own.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return np.frombuffer(mmap.mmap(-1, n_rows * row_bytes, **private), dtype=np.uint8).reshape(n_rows, row_bytes)
 
 
 def _with_rows(array: np.ndarray, n_rows: int) -> np.ndarray:
@@ -329,37 +384,34 @@ def _check_options(optimize_memory_usage: bool, n_steps: int) -> None:
         raise ValueError(f"n_steps={n_steps}: give the number of rewards to sum per sample, 1 or more")
 
 
-def _image_shape(space: spaces.Space, frame_channels: int) -> tuple[int, int, int]:
-    """Shape (stack * frame_channels, height, width) of a space whose frames can be told apart."""
+def _image_shape(space: spaces.Space) -> tuple[int, int, int]:
+    """Shape (stack * frame_channels, height, width) of a space of stacked images."""
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
         raise ValueError(
             f"AtariReplayBuffer stores stacked images, a uint8 Box of shape (channels, height, width), not {space}: "
             "leave replay_buffer_class out, so that SB3 picks the buffer for it"
         )
-    if space.shape[2] < min(space.shape[:2]):
+    if is_clearly_channels_last(space.shape):
         raise ValueError(
             f"AtariReplayBuffer needs channels first, not shape {space.shape}: wrap the env in SB3's VecTransposeImage"
         )
     channels, height, width = space.shape
+    return channels, height, width
+
+
+def _check_frame_channels(frame_channels: int, channels: int) -> None:
     if frame_channels < 1 or channels % frame_channels:
         raise ValueError(
             f"frame_channels={frame_channels} does not divide the {channels} channels of an observation: "
             "give the channels of one frame, 1 for grey and 3 for RGB"
         )
-    return channels, height, width
 
 
-def available_bytes() -> float:
-    """Memory that can still be filled: what the system has available, within a container's limit."""
-    # A size no machine has, where the system does not say (Windows).
-    sizes = [float("inf")]
-    if hasattr(os, "sysconf"):
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for file in _MEMORY_FILES:
-        if match := re.search(r"^(?:MemAvailable: *)?(\d+)( kB)?$", _read(file), re.MULTILINE):
-            sizes.append(int(match[1]) * (1024 if match[2] else 1))
-    return min(sizes)
+def _moves_by_one_channel(obs: np.ndarray, next_obs: np.ndarray, done: np.ndarray) -> bool:
+    """Whether a step pushed one channel out of the stacks that went on: frames are grey.
 
-
-def _read(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+    Where all channels are alike, a black picture say, that shows nothing.
+    """
+    goes_on = ~done.reshape(-1).astype(bool)
+    before, after = obs[goes_on], next_obs[goes_on]
+    return np.array_equal(after[:, :-1], before[:, 1:]) and not np.array_equal(before[:, :-1], before[:, 1:])

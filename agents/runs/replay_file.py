@@ -46,6 +46,9 @@ def read_replay(buffer: Any, path: Path) -> None:
     with np.load(path, allow_pickle=False) as saved:
         arrays = {name: saved[name] for name in saved.files}
     frames = {name.removeprefix("frames."): arrays.pop(name) for name in list(arrays) if name.startswith("frames.")}
+    stack = int(frames["stack"])
+    if buffer.size() == 0 and buffer.obs_shape[0] % stack == 0 and stack != buffer.frames.stack:
+        buffer.set_stack(stack)  # whether frames are grey or RGB is known from the first transition only
     own = (buffer.frames.n_rows, buffer.frames.n_envs, buffer.frames.stack)
     if (found := tuple(int(frames[name]) for name in ("n_rows", "n_envs", "stack"))) != own:
         raise ValueError(f"{path} is of a replay with (rows, environments, stack) {found}, this one has {own}.")

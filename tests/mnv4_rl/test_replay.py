@@ -5,6 +5,7 @@ import pickle
 import resource
 import statistics
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch as th
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from mnv4_rl import replay
+from mnv4_rl import memory
 from mnv4_rl.replay import AtariReplayBuffer
 from tests.mnv4_rl.replay_streams import (
     ACTIONS,
@@ -161,7 +163,7 @@ def test_stacks_that_never_continue_stay_bounded_and_exact() -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 8])
 def test_a_million_atari_transitions_fit_in_7_5_gb(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "available_bytes", lambda: 8e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 8e9)
     ours = AtariReplayBuffer(1_000_000, ATARI, spaces.Discrete(18), n_envs=n_envs)
     assert ours.buffer_size * n_envs == 1_000_000
     assert ours.nbytes <= 7.5e9
@@ -184,7 +186,7 @@ def test_memory_is_touched_only_as_the_buffer_fills() -> None:
 
 
 def test_a_size_beyond_memory_is_refused_with_the_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "available_bytes", lambda: 1e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1e9)
     with pytest.raises(
         ValueError, match=r"fills 7\.33 GB of memory and 1\.00 GB are available: buffer_size=(\d+)"
     ) as e:
@@ -196,18 +198,102 @@ def test_a_size_beyond_memory_is_refused_with_the_size_that_fits(monkeypatch: py
         AtariReplayBuffer(fitting + 100, ATARI, ACTIONS, n_envs=4)
 
 
-def test_available_memory_respects_a_container_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
-    meminfo.write_text("MemTotal:        2000 kB\nMemFree:           10 kB\nMemAvailable:     1000 kB\nCached: 5 kB\n")
-    monkeypatch.setattr(replay, "_MEMORY_FILES", (meminfo, limit))
-    assert replay.available_bytes() == 1_024_000  # no limit file
-    limit.write_text("max\n")
-    assert replay.available_bytes() == 1_024_000
-    limit.write_text("4096\n")
-    assert replay.available_bytes() == 4096
-    meminfo.unlink()
-    limit.unlink()
-    assert replay.available_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_what_a_forked_child_stores_is_its_own() -> None:
+    ours, theirs = pair(plain_stream(20), size=30)
+    transitions = list(plain_stream(20).transitions())
+    for transition in transitions[:10]:
+        ours.add(*transition)
+        theirs.add(*transition)
+    child = os.fork()
+    if child == 0:
+        try:
+            for array in (ours.frames.ring, ours.frames.side):
+                array[:] = 99
+            for transition in transitions[10:]:
+                ours.add(*transition)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert_same_buffers(ours, theirs)
+
+
+def steps_of(frames: np.ndarray, stack: int) -> Any:
+    """Transitions of one environment whose stacks, (stack * channels, H, W), move on by one of the frames each."""
+    for t in range(len(frames) - stack):
+        obs, next_obs = (np.concatenate(frames[i : i + stack])[None] for i in (t, t + 1))
+        yield obs, next_obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}]
+
+
+@pytest.mark.parametrize(
+    ("stack", "channels"), [(4, 1), (3, 1), (6, 1), (12, 1), (1, 3), (2, 3), (4, 3), (5, 1), (2, 5)], ids=str
+)
+@pytest.mark.filterwarnings("ignore:AtariReplayBuffer stores")  # (2, 5): no such frames are known
+def test_one_frame_a_transition_is_stored_whatever_a_frame_has_for_channels(stack: int, channels: int) -> None:
+    frames = np.random.default_rng(0).integers(256, size=(100 + stack, channels, 9, 10), dtype=np.uint8)
+    space = spaces.Box(0, 255, (stack * channels, 9, 10), np.uint8)
+    ours, theirs = (cls(100, space, ACTIONS, device="cpu") for cls in (AtariReplayBuffer, ReplayBuffer))
+    for transition in steps_of(frames, stack):
+        ours.add(*transition)
+        theirs.add(*transition)
+    assert np.array_equal(np.asarray(ours.observations), theirs.observations)
+    assert np.array_equal(np.asarray(ours.next_observations), theirs.next_observations)
+    if channels < 5:
+        assert ours.frames.stack == stack
+        assert ours.frames._n_side_used <= 1 + stack  # the first stack's, and the zeros
+
+
+def test_black_pictures_do_not_decide_what_a_frame_is() -> None:
+    frames = np.random.default_rng(0).integers(256, size=(60, 3, 9, 10), dtype=np.uint8)
+    frames[:10] = 0
+    ours = AtariReplayBuffer(100, spaces.Box(0, 255, (12, 9, 10), np.uint8), ACTIONS, device="cpu")
+    for transition in steps_of(frames, 4):
+        ours.add(*transition)
+    assert ours.frames.stack == 4 and ours.frames._n_side_used <= 5
+
+
+def test_a_store_that_outgrows_its_count_warns_once() -> None:
+    frames = np.random.default_rng(0).integers(256, size=(300, 3, 9, 10), dtype=np.uint8)
+    space = spaces.Box(0, 255, (12, 9, 10), np.uint8)
+    told = AtariReplayBuffer(200, space, ACTIONS, device="cpu", frame_channels=1)
+    with pytest.warns(UserWarning, match=r"frame_channels=\.\.\.") as warned:
+        for transition in steps_of(frames, 4):
+            told.add(*transition)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitting = AtariReplayBuffer(200, space, ACTIONS, device="cpu")
+        for transition in steps_of(frames, 4):
+            fitting.add(*transition)
+    assert fitting.frames.nbytes < 0.4 * told.frames.nbytes
+
+
+def test_observations_become_arrays_as_sb3s() -> None:
+    ours, theirs = pair(plain_stream(20), size=30)
+    for filled, transition in enumerate(plain_stream(20).transitions()):
+        ours.add(*transition)
+        theirs.add(*transition)
+        if filled in (0, 10, 19):
+            for name in ("observations", "next_observations"):
+                array = np.asarray(getattr(ours, name))
+                assert array.dtype == np.uint8 and np.array_equal(array, getattr(theirs, name))
+    assert len(ours.observations) == len(theirs.observations)
+    assert np.asarray(ours.observations, dtype=np.float32).dtype == np.float32
+
+
+def test_an_agent_of_a_large_replay_is_loaded_to_play_without_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    agent = DQN("CnnPolicy", CueEnv((1, 36, 36)), buffer_size=100, replay_buffer_class=AtariReplayBuffer, device="cpu")
+    agent.buffer_size = 1_000_000
+    agent.save(tmp_path / "agent")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1e9)
+    with pytest.raises(ValueError, match=r"DQN.load\(path, buffer_size=1\)"):
+        DQN.load(tmp_path / "agent", device="cpu")
+    observation = agent.observation_space.sample()
+    for kwargs in (dict(buffer_size=1), dict(custom_objects={"buffer_size": 1})):
+        loaded = DQN.load(tmp_path / "agent", device="cpu", **kwargs)
+        assert loaded.predict(observation, deterministic=True)[0] == agent.predict(observation, deterministic=True)[0]
 
 
 @pytest.mark.parametrize(

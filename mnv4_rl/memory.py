@@ -1,0 +1,63 @@
+"""Whether something fits in memory: asked before it fills, as the system would end the process hours later."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_obs_shape
+
+# Linux: MemAvailable in kB; the limits of control groups (version 2, version 1) in bytes, or the word "max".
+_MEMORY_FILES = (
+    Path("/proc/meminfo"),
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def check_fits(what: str, needed_bytes: float, cure: Callable[[float], str]) -> None:
+    """Refuse what would be killed for memory while it fills.
+
+    Args:
+        what: Its name and size, the start of a sentence.
+        needed_bytes: Bytes it fills.
+        cure: What to do instead, given the bytes that are available; ends the sentence.
+
+    Raises:
+        ValueError: With both numbers and the cure.
+    """
+    available = available_bytes()
+    if needed_bytes > available:
+        raise ValueError(
+            f"{what} fills {needed_bytes / 1e9:,.2f} GB of memory and {available / 1e9:,.2f} GB are available: "
+            f"{cure(available)}"
+        )
+
+
+def available_bytes() -> float:
+    """Memory that can still be filled: what the system has available, within a container's limit."""
+    # A size no machine has, where the system does not say (Windows).
+    sizes = [float("inf")]
+    if hasattr(os, "sysconf"):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in _MEMORY_FILES:
+        if match := re.search(r"^(?:MemAvailable: *)?(\d+)( kB)?$", _read(file), re.MULTILINE):
+            sizes.append(int(match[1]) * (1024 if match[2] else 1))
+    return min(sizes)
+
+
+def observation_bytes(space: spaces.Space) -> int:
+    """Bytes of one observation in SB3's buffers, all entries of a Dict together."""
+    if isinstance(space, spaces.Dict):
+        return sum(observation_bytes(entry) for entry in space.spaces.values())
+    shape = get_obs_shape(space)
+    assert isinstance(shape, tuple)  # a dict only of a Dict
+    return math.prod(shape) * getattr(space.dtype, "itemsize", 1)
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
