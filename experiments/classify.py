@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 import torch as th
 
 from agents.runs.folder import RunFolder, replayable_command
+from agents.runs.output import courteous_output
 from experiments.classification.config import ClassifyConfig, resumed
 from experiments.classification.images import Dataset
 from experiments.classification.report import accuracy_text, add_result, interval, read_results, write_test
@@ -30,6 +31,7 @@ from experiments.cli.results import shown
 from mnv4_rl.performance import tune
 
 
+@courteous_output()
 def main(args: list[str] | None = None) -> None:
     """Parse flags, train, look at the test images once, and say where everything is."""
     config = parse(ClassifyConfig, args)

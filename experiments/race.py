@@ -15,6 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from agents.runs.output import courteous_output
 from experiments.cli.command import INTERRUPTED_CODE, parse
 from experiments.cli.results import shown
 from experiments.racing.running import Outcome, RaceConfig, run_race
@@ -22,6 +23,7 @@ from experiments.racing.running import Outcome, RaceConfig, run_race
 FAILED_CODE = 1
 
 
+@courteous_output()
 def main(args: list[str] | None = None) -> None:
     """Train what is missing, collect, and say where the results are."""
     config = parse(RaceConfig, args)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from agents.encoders import encoder_of
 from agents.runs.event_file import EventFile
+from agents.runs.output import courteous
 from agents.runs.state import Clock
 from mnv4_rl.models.network import Network
 
@@ -67,9 +68,15 @@ class ProgressBar(BaseCallback):
 
     def _on_training_start(self) -> None:
         total = self.locals["total_timesteps"]  # of the whole run, a resumed one's past included
-        pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
+        stderr = courteous(sys.stderr)
         self._bar = tqdm(
-            total=total, initial=self.num_timesteps, unit="step", smoothing=0.05, mininterval=pause, dynamic_ncols=True
+            total=total,
+            initial=self.num_timesteps,
+            unit="step",
+            smoothing=0.05,
+            mininterval=0.1 if stderr.isatty() else 30.0,  # seconds; a log file needs no animation
+            dynamic_ncols=True,
+            file=stderr,
         )
 
     def _on_step(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from agents.runs.callbacks import recent_score
 from agents.runs.checkpoints import prune_checkpoints, write_checkpoint
 from agents.runs.folder import RunFolder
 from agents.runs.guards import check_features
+from agents.runs.output import tell_at_once
 from agents.runs.state import Clock, State, capture, restore_counters, restore_session
 
 OnCheckpoint = Callable[[Path, int, float | None], object]
@@ -164,8 +164,7 @@ def stop_on_signals(stop: Event) -> Iterator[None]:
         if stop.is_set() and received == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        # Past Python's buffers: the signal may have come in the middle of a print.
-        os.write(2, b"\nstopping after a checkpoint; Ctrl-C again stops at once\n")
+        tell_at_once("\nstopping after a checkpoint; Ctrl-C again stops at once\n")
 
     previous = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -12,6 +12,7 @@ from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.config import RunConfig
 from agents.runs.folder import RunFolder, UnsavedError
 from agents.runs.guards import NonFiniteError
+from agents.runs.output import courteous_output
 from agents.runs.resuming import check_changes, recorded_config
 from agents.runs.run import OpenRun, open_run
 from agents.runs.session import Outcome, needs_refill
@@ -39,6 +40,7 @@ def parse_run(config_class: type[Config], args: list[str] | None = None) -> Conf
     return config
 
 
+@courteous_output()
 def run_command(config_class: type[RunConfig], args: list[str] | None = None) -> None:
     """Train one agent as the flags say, and print where everything is.
 
