@@ -1,6 +1,7 @@
 """Race encoders: a matrix of PPO runs, encoder x game x seed, everything else equal; the curves go into one CSV.
 
 python experiments/race.py --name pong --encoders nature rl_s --games pong --seeds 0 1 2 --jobs 2
+python experiments/race.py --name starpilot --games procgen/starpilot --total-timesteps 2000000
 
 Started again after it was stopped or killed, a race keeps the runs that finished; the others go on at their newest
 checkpoint, or start again without one. Other runs that its CSV holds already stay in it, so a race may grow over days
@@ -18,7 +19,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 from agents.runs.output import courteous_output
 from experiments.cli.command import INTERRUPTED_CODE, parse
 from experiments.cli.results import shown
-from experiments.racing.running import Outcome, RaceConfig, run_race
+from experiments.racing.running import Outcome, RaceConfig, family_defaults, run_race
 
 FAILED_CODE = 1
 
@@ -26,7 +27,8 @@ FAILED_CODE = 1
 @courteous_output()
 def main(args: list[str] | None = None) -> None:
     """Train what is missing, collect, and say where the results are."""
-    config = parse(RaceConfig, args)
+    # The games say which defaults the other flags have.
+    config = parse(RaceConfig, args, family_defaults(parse(RaceConfig, args)))
     outcome = run_race(config)
     print(summary(config, outcome))
     if outcome.interrupted:

@@ -4,7 +4,7 @@ python experiments/report.py --races experiments/results/race_pong.csv --name po
 
 NAME_games.png        raw score of every game against --clock, with intervals
 NAME_scores.png       raw score of every game against agent timesteps, wall time and CPU time; a line a run
-NAME_iqm.png          interquartile mean of the human-normalised score against all three, with intervals
+NAME_iqm.png          interquartile mean of the normalised score against all three, with intervals
 NAME_improvement.png  probability that a run beats a run of the reference encoder, with intervals
 NAME.md               the numbers at the end of the runs
 

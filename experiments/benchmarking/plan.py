@@ -17,8 +17,8 @@ from experiments.benchmarking.encoders import REFERENCE, TIMM_NAME, Group, Limit
 from experiments.benchmarking.measuring import Row
 from experiments.benchmarking.training import Contender, Task, measure_task
 from experiments.cli.results import RESULTS, check_file_name
-from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
+from mnv4_rl.games import family_of, resolve_game
 from mnv4_rl.performance import THREADS
 
 Part = Literal["encoders", "end-to-end", "n-envs", "frames"]
@@ -63,7 +63,7 @@ class BenchmarkConfig:
     frame_sizes: tuple[int, ...] = (84, 128, 224)
     """Sides of the images in the part frames, in pixels."""
     game: str = "pong"
-    """Game of the training parts."""
+    """Game of the training parts; on Procgen, such as procgen/starpilot, PPO alone trains."""
     algos: tuple[Literal["ppo", "dqn"], ...] = ("ppo", "dqn")
     """Algorithms of the part end-to-end."""
     n_envs: int = 8
@@ -100,6 +100,8 @@ def check_config(config: BenchmarkConfig) -> None:
         if name != TIMM_NAME:
             policy_kwargs(name)
     resolve_game(config.game)
+    if family_of(config.game) == "procgen" and "dqn" in config.algos:
+        raise ValueError(f"On {config.game} PPO alone is benchmarked; give --algos ppo.")
     uneven = [n for n in (config.n_envs, *config.growth) if config.rollout % n]
     if uneven:
         raise ValueError(f"rollout must be a multiple of every n_envs, got {config.rollout} and {uneven[0]}.")

@@ -28,8 +28,9 @@ from agents.encoders import policy_kwargs
 from agents.ppo import PPOHyperparameters, build_ppo, linear_schedule
 from experiments.benchmarking.measuring import Row, interleave, ratio
 from mnv4_rl.atari import make_atari_env
-from mnv4_rl.atari.games import resolve_game
+from mnv4_rl.games import family_of, resolve_game
 from mnv4_rl.performance import set_precision, tune
+from mnv4_rl.procgen import make_procgen_env
 
 FRAME_STACK = 4
 # The schedules of learning rate and exploration run over this; a benchmark sees only their beginning.
@@ -99,7 +100,12 @@ def sb3_missing() -> str | None:
 
 
 def make_env(contender: Contender, task: Task) -> VecEnv:
-    """SB3's documented environment (NoFrameskip-v4, its wrappers, VecFrameStack), or ALE's vector environment."""
+    """SB3's documented environment (NoFrameskip-v4, its wrappers, VecFrameStack), or ALE's vector environment.
+
+    SB3 documents none for Procgen: there every contender plays in ours.
+    """
+    if family_of(task.game) == "procgen":
+        return make_procgen_env(task.game, task.n_envs, 0, num_threads=task.threads or 0)
     if not contender.plain_sb3:
         return make_atari_env(task.game, task.n_envs, 0, num_threads=task.threads or 0)
     title = "".join(word.title() for word in resolve_game(task.game).split("_"))
@@ -233,7 +239,7 @@ def make_row(task: Task, contender: Contender, rates: np.ndarray, reference: np.
         device=task.device,
         dtype=contender.precision,
         n_envs=task.n_envs,
-        size=84,
+        size=64 if family_of(task.game) == "procgen" else 84,
         rounds=len(rates),
         per_second=float(np.median(rates)),
         ratio=compared.median,

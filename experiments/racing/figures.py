@@ -91,7 +91,7 @@ def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
             grid = mean_clock(on_clock.all_of(encoder), clock, timesteps)
             axis.plot(grid, iqm.point, label=encoder)
             axis.fill_between(grid, iqm.low, iqm.high, alpha=0.2)
-        label_axis(axis, label, "IQM of the human-normalised score" if clock == "timesteps" else "")
+        label_axis(axis, label, "IQM of the normalised score" if clock == "timesteps" else "")
     axes[0].legend(frameon=False)
     save(figure, path)
 

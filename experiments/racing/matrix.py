@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.racing.estimates import interquartile_mean
 from experiments.racing.results import RaceRun
-from mnv4_rl.atari.scores import human_normalised
+from mnv4_rl.games import reference_scores
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,16 @@ def check_lengths(runs: Sequence[RaceRun]) -> None:
 
 
 def normalised(game: str, scores: np.ndarray) -> np.ndarray:
-    """Raw scores of a game on the scale where random play is 0 and a human 1, the same shape.
+    """Raw scores of a game on the field's scale for it, the same shape.
 
     Raises:
         ValueError: For a game without reference scores.
     """
-    values = [human_normalised(game, float(score)) for score in np.ravel(scores)]
-    if None in values:
-        raise ValueError(f"There are no human reference scores for {game}; report the games that have them.")
-    return np.array(values, dtype=np.float64).reshape(np.shape(scores))
+    reference = reference_scores(game)
+    if reference is None:
+        raise ValueError(f"There are no reference scores for {game}; report the games that have them.")
+    low, high = reference
+    return (np.asarray(scores, dtype=np.float64) - low) / (high - low)
 
 
 def common_grid(runs: Sequence[RaceRun], n_points: int) -> np.ndarray:
@@ -120,7 +121,7 @@ def final_scores(races: Races, encoder: str) -> np.ndarray:
 
 
 def final_normalised(races: Races, encoder: str) -> np.ndarray:
-    """(n_seeds, n_games) human-normalised scores at the end of the runs."""
+    """(n_seeds, n_games) normalised scores at the end of the runs."""
     return races.matrix(encoder, lambda run: float(normalised(run.game, run.scores[-1])))
 
 
@@ -142,7 +143,7 @@ def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: 
     Args:
         races: The runs on the clock of :func:`in_whole_runs`.
         encoder: Whose cost.
-        game: Rom id.
+        game: Its name.
         clock: A key of :data:`experiments.racing.results.CLOCKS`.
         reference: Whose score.
 
@@ -154,7 +155,7 @@ def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: 
 
 
 def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) -> float | None:
-    """The same for the interquartile mean of the human-normalised scores of all games and seeds."""
+    """The same for the interquartile mean of the normalised scores of all games and seeds."""
     shares, curves = normalised_curves(races, encoder, clock)
     goal = interquartile_mean(final_normalised(races, reference))
     return first_reached(shares, interquartile_mean(curves), float(goal))
@@ -183,7 +184,7 @@ def mean_curve(runs: Sequence[RaceRun], clock: str, n_points: int = 1000) -> tup
 
 
 def normalised_curves(races: Races, encoder: str, clock: str, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """A clock and the human-normalised scores of all runs at the same timesteps.
+    """A clock and the normalised scores of all runs at the same timesteps.
 
     Returns:
         (n_points,), the mean over the runs, and (n_points, n_seeds, n_games).

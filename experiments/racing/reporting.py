@@ -29,8 +29,8 @@ from experiments.racing.matrix import (
     scores_at,
 )
 from experiments.racing.results import CLOCKS, read_races
-from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import check_positive, check_range
+from mnv4_rl.games import resolve_game
 
 Clock = Literal["timesteps", "wall_seconds", "cpu_seconds"]
 UNITS: dict[Clock, str] = {"timesteps": "timesteps", "wall_seconds": "wall time", "cpu_seconds": "CPU time"}

@@ -28,7 +28,7 @@ class RaceRun:
     """One finished run of a race.
 
     Attributes:
-        game: Rom id.
+        game: Name, see :func:`mnv4_rl.games.resolve_game`.
         encoder: A key of :data:`agents.encoders.ENCODERS`.
         seed: Its seed.
         points: (n_points, 4) float64, the columns those of :data:`experiments.racing.curves.COLUMNS`.
@@ -62,7 +62,7 @@ class RaceRun:
 
 def run_name(game: str, encoder: str, seed: int) -> str:
     """What a run's folder is called, and the comment lines about it begin with."""
-    return f"{game}__{encoder}__s{seed}"
+    return f"{game.replace('/', '_')}__{encoder}__s{seed}"
 
 
 def write_race(path: Path, runs: Iterable[RaceRun], provenance: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.encoders import policy_kwargs
-from agents.ppo import PPOHyperparameters, check_rollout
+from agents.ppo import PRESETS, PPOHyperparameters, check_rollout
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.config import N_ENVS, SEED, TIMESTEPS, check_device
 from agents.runs.folder import read_config
@@ -26,8 +26,8 @@ from experiments.cli.command import sigterm_as_interrupt, user_errors
 from experiments.cli.results import RESULTS, ROOT, check_file_name, shown
 from experiments.racing.curves import provenance, read_run
 from experiments.racing.results import RaceRun, add_to_race, read_races, run_name
-from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import Interval, check_range, check_ranges
+from mnv4_rl.games import family_of, resolve_game
 from mnv4_rl.performance import THREADS
 from mnv4_rl.safe_files import make_folder
 
@@ -40,7 +40,7 @@ _RANGES = {
 }
 POLL_SECONDS = 1.0
 ROUNDING = 1e-5  # a CSV keeps six digits
-_PPO_COMMAND = ROOT / "experiments" / "atari_ppo.py"
+_TRAINERS = {family: ROOT / "experiments" / f"{family}_ppo.py" for family in ("atari", "procgen")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class RaceConfig:
     encoders: tuple[str, ...] = ("nature", "rl_s")
     """Encoders: nature, impala, impoola, or names of mnv4_rl.list_models()."""
     games: tuple[str, ...] = ("pong",)
-    """ALE's games, by any common spelling."""
+    """ALE's games, by any common spelling, or Procgen's, such as procgen/starpilot."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of weights, actions and games."""
     total_timesteps: int = 1_000_000
     """Agent timesteps of each run."""
     n_envs: int = 8
-    """Games played side by side in each run."""
+    """Games played side by side in each run; on Procgen 64 by default."""
     threads: int = 1
     """CPU threads of each run."""
     device: str = "auto"
@@ -72,7 +72,7 @@ class RaceConfig:
     results_dir: Path = RESULTS
     """Folder for the CSV."""
     ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
-    """PPO's settings, the same for all runs."""
+    """PPO's settings, the same for all runs; on Procgen those of its paper by default."""
 
     @property
     def path(self) -> Path:
@@ -91,13 +91,13 @@ class Run:
 
     Attributes:
         folder: Its run folder.
-        settings: Flags of experiments/atari_ppo.py as its config.yml holds them, hyperparameters under "ppo".
-        trainer: The script that trains it: experiments/atari_ppo.py, or one with the same flags.
+        settings: Flags of its trainer as the run's config.yml holds them, hyperparameters under "ppo".
+        trainer: The script that trains it: experiments/atari_ppo.py, procgen_ppo.py, or one with the same flags.
     """
 
     folder: Path
     settings: dict[str, Any]
-    trainer: Path = _PPO_COMMAND
+    trainer: Path = _TRAINERS["atari"]
 
     @property
     def log(self) -> Path:
@@ -148,7 +148,14 @@ class Outcome:
     interrupted: bool
 
 
-def run_race(config: RaceConfig, trainer: Path = _PPO_COMMAND) -> Outcome:
+def family_defaults(config: RaceConfig) -> RaceConfig:
+    """A config whose environments and PPO settings are the defaults, with those of its games' kind instead."""
+    if not config.games or family_of(config.games[0]) == "atari":
+        return config
+    return replace(config, n_envs=64, ppo=PRESETS["procgen"])
+
+
+def run_race(config: RaceConfig, trainer: Path | None = None) -> Outcome:
     """Train what is missing, and collect what has finished; flags that cannot work end the process with a line."""
     with user_errors():
         runs = plan(config, trainer)
@@ -166,9 +173,10 @@ def run_race(config: RaceConfig, trainer: Path = _PPO_COMMAND) -> Outcome:
     return Outcome(len(runs), n_finished, failed, interrupted)
 
 
-def plan(config: RaceConfig, trainer: Path = _PPO_COMMAND) -> list[Run]:
+def plan(config: RaceConfig, trainer: Path | None = None) -> list[Run]:
     """Every run of the matrix, encoders innermost: those side by side share game, seed and the machine's load."""
     check_config(config)
+    trainer = trainer or _TRAINERS[family_of(config.games[0])]
     shared = {
         "total_timesteps": config.total_timesteps,
         "n_envs": config.n_envs,
@@ -200,6 +208,8 @@ def check_config(config: RaceConfig) -> None:
     check_rollout(config.ppo, config.n_envs)
     check_device(config.device)
     games = [resolve_game(game) for game in config.games]
+    if len({family_of(game) for game in games}) > 1:
+        raise ValueError(f"A race is on Atari or on Procgen, got {', '.join(games)}; start one for each.")
     for encoder in config.encoders:
         policy_kwargs(encoder)
     for flag, values in (("encoders", config.encoders), ("games", games), ("seeds", config.seeds)):

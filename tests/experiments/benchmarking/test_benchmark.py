@@ -25,6 +25,7 @@ from experiments.benchmarking.encoders import (
 )
 from experiments.benchmarking.measuring import Row, calls_per_second, interleave, ratio
 from experiments.benchmarking.training import CONTENDERS, Contender, Task, build_agent
+from tests.needs import needs_envpool
 
 TINY = ["--forward-batches", "1", "--rl-batch", "2", "--other-batch", "1", "--frame-batch", "1", "--frame-sizes", "40"]
 TINY += ["--rounds", "2", "--min-seconds", "0", "--devices", "cpu", "--threads", "1"]
@@ -249,6 +250,17 @@ def test_training_parts_plan_every_algorithm_and_number_of_environments():
     ]
 
 
+@needs_envpool
+def test_on_procgen_both_set_ups_play_in_the_same_environment():
+    config = plan.BenchmarkConfig(devices=("cpu",), game="procgen/starpilot", algos=("ppo",), growth=())
+    ((task, _),) = plan.plan_training(config)
+    for contender in CONTENDERS[:2]:
+        env = benchmark_training.make_env(contender, task)
+        assert (env.num_envs, env.observation_space.shape) == (8, (3, 64, 64))
+        env.close()
+    assert benchmark_training.make_row(task, CONTENDERS[0], np.ones(2), np.ones(2)).size == 64
+
+
 def test_training_compares_with_plain_sb3_round_by_round(monkeypatch):
     rates = {"SB3, NatureCNN": iter([100.0, 50.0]), "runner, rl_s": iter([300.0, 100.0])}
     monkeypatch.setattr(benchmark_training, "open_contender", lambda c, task, stack: lambda: next(rates[c.name]))
@@ -291,6 +303,7 @@ def test_plain_sb3_gets_the_same_hyperparameters_and_network(algo, settings):
         (["--frame-sizes", "84", "0"], "frame_sizes[1] must be a whole number of at least 1, got 0"),
         (["--n-envs", "3"], "rollout must be a multiple of every n_envs, got 1024 and 3"),
         (["--game", "pongg"], "pong"),
+        (["--game", "procgen/starpilot"], "--algos ppo"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing_behind(wrong, message, tmp_path, capsys):

@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from experiments import race
+from agents.ppo import PRESETS
+from experiments import race, report
 from experiments.racing import running
 from experiments.racing.results import COLUMNS, read_races
+from tests.needs import needs_envpool
 
 ROOT = Path(__file__).resolve().parents[3]
 # Plays the part of experiments/atari_ppo.py: same flags, same files, a curve that depends on encoder and seed.
@@ -28,7 +30,8 @@ if "resume" in flags:
     sys.exit()
 folder, total = pathlib.Path(flags.pop("run_dir")), int(flags["total_timesteps"])
 folder.mkdir()
-numbers = {k: v if k in ("game", "encoder", "device") else json.loads(v) for k, v in flags.items()}
+read = lambda v: json.loads(v.replace("None", "null"))
+numbers = {k: v if k in ("game", "encoder", "device") else read(v) for k, v in flags.items()}
 ppo = {k[4:]: v for k, v in numbers.items() if k.startswith("ppo.")}
 config = {k: v for k, v in numbers.items() if not k.startswith("ppo.")}
 (folder / "config.yml").write_text(json.dumps({"algo": "ppo", **config, "ppo": ppo}))
@@ -87,6 +90,22 @@ def test_every_cell_runs_with_equal_settings_and_lands_in_one_csv(tmp_path, stan
     out = capsys.readouterr().out
     assert "4 of 4 runs finished" in out
     assert "race_r.csv --encoders nature rl_s --games pong --seeds 0 1 --name r" in out
+
+
+def test_a_race_on_procgen_has_the_defaults_of_its_paper_and_its_own_command(tmp_path, stand_in, capsys):
+    race.main(flags(tmp_path, "--games", "procgen/StarPilot", "--ppo.n-epochs", "2", "--encoders", "nature"))
+    (folder,) = (tmp_path / "races" / "r").glob("*/")
+    config = yaml.safe_load((folder / "config.yml").read_text())
+    assert folder.name == "procgen_starpilot__nature__s0"
+    assert (config["game"], config["n_envs"]) == ("procgen/starpilot", 64)
+    ppo = replace(PRESETS["procgen"], n_epochs=2)
+    assert config["ppo"] == asdict(ppo)
+    (run,) = read_races([tmp_path / "results" / "race_r.csv"])
+    assert run.game == "procgen/starpilot"
+    assert "--games procgen/StarPilot" in capsys.readouterr().out
+    parsed = running.family_defaults(running.RaceConfig(name="r", games=("procgen/starpilot",)))
+    assert running.plan(replace(parsed, race_dir=tmp_path))[0].trainer.name == "procgen_ppo.py"
+    assert running.family_defaults(running.RaceConfig(name="r")) == running.RaceConfig(name="r")
 
 
 def test_csv_says_where_it_comes_from(tmp_path, stand_in):
@@ -246,6 +265,8 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(tmp_path, stand_in,
         (["--encoders", "rl-s"], "Did you mean 'rl_s'"),
         (["--games", "pong", "Pong-v5"], "games must name at least one and none twice, got 'pong, pong'"),
         (["--games", "pongg"], "pong"),
+        (["--games", "procgen/pong"], "Procgen has no game"),
+        (["--games", "pong", "procgen/miner"], "A race is on Atari or on Procgen"),
         (["--jobs", "0"], "jobs must lie in [1, inf), got 0"),
         (["--device", "tpu"], "device must be auto"),
         (["--name", "a/b"], "name must be usable as a file name, got 'a/b'"),
@@ -280,6 +301,18 @@ def test_the_same_run_in_two_files_is_refused(tmp_path):
         (tmp_path / name).write_text(",".join(COLUMNS) + "\npong,rl_s,0,1,2,3,4\n")
     with pytest.raises(ValueError, match=r"rl_s on pong with seed 0 is in .*a.csv and in .*b.csv"):
         read_races([tmp_path / "a.csv", tmp_path / "b.csv"])
+
+
+@needs_envpool
+@pytest.mark.slow
+def test_a_real_race_on_procgen_is_reported_on_its_scale(tmp_path):
+    tiny = ["--n-envs", "8", "--ppo.n-steps", "32", "--ppo.batch-size", "64", "--ppo.n-epochs", "1", "--device", "cpu"]
+    race.main([*flags(tmp_path, "--games", "procgen/starpilot", *tiny), "--total-timesteps", "2000"])
+    csv_file = tmp_path / "results" / "race_r.csv"
+    assert {run.encoder for run in read_races([csv_file])} == {"nature", "rl_s"}
+    assert "procgen_starpilot__rl_s__s0: command: python experiments/procgen_ppo.py" in csv_file.read_text()
+    report.main(["--races", str(csv_file), "--name", "r", "--results-dir", str(tmp_path)])
+    assert "Procgen's paper" in (tmp_path / "r.md").read_text()
 
 
 @pytest.mark.slow

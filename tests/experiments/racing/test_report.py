@@ -227,8 +227,18 @@ def test_a_run_that_ends_early_on_the_clock_cuts_no_curve_short():
 
 def test_a_game_without_reference_scores_is_refused():
     assert normalised("pong", np.array([[-20.7, 14.6]])) == pytest.approx(np.array([[0.0, 1.0]]))
-    with pytest.raises(ValueError, match="no human reference scores for adventure"):
+    with pytest.raises(ValueError, match="no reference scores for adventure"):
         normalised("adventure", np.array(1.0))
+
+
+def test_procgen_is_reported_on_the_scale_of_its_paper(config):
+    """StarPilot's easy levels: 2.5 is 0 and 64 is 1."""
+    runs = [replace(run, game="procgen/starpilot") for run in two_encoders() if run.game == "pong"]
+    runs = [replace(run, points=run.points * 0 + [[0, 0, 0, 33.25]] + run.points * [[1, 1, 1, 0]]) for run in runs]
+    races = full_matrix(runs, "nature")
+    assert final_normalised(races, "rl_s").tolist() == [[0.5]] * 3
+    text = table(races, config)
+    assert "Procgen's paper" in text and "human" not in text
 
 
 def test_faulty_races_leave_existing_files_alone(config, capsys):
