@@ -2,7 +2,7 @@
 
 python experiments/publish_agent.py --run runs/pong__ppo__rl_s__s0
 
-agent/           weights as safetensors, and how to rebuild the agent as JSON; see agents/agent_files.py
+agent/           weights as safetensors, and how to rebuild the agent as JSON; see mnv4_rl/agent_files.py
 config.yml       settings of its training
 evaluation.json  raw scores of whole games
 play.gif         the first game's first seconds
@@ -24,7 +24,6 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.agent_files import load_agent, save_agent
 from agents.play.evaluate import Evaluation, evaluate
 from agents.play.protocols import make_protocol_env
 from agents.play.video import gif
@@ -35,6 +34,7 @@ from agents.runs.folder import KEPT_AGENT, read_config
 from experiments.cli.command import parse, user_errors
 from experiments.cli.results import AGENTS, ROOT, markdown_table, normalised_text, shown
 from experiments.racing.curves import label_of, provenance
+from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.options import PROTOCOLS
 from mnv4_rl.checks import check_positive, check_ranges
@@ -159,7 +159,7 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
     return (
         f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n{table}\n\n"
         f"Watch it: `python experiments/watch.py {place}`. In code: "
-        f'`agents.agent_files.load_agent("{place / KEPT_AGENT}")`. '
+        f'`from mnv4_rl import load_agent; agent = load_agent("{place / KEPT_AGENT}")`. '
         "One run of one seed: another seed may score otherwise.\n"
     )
 

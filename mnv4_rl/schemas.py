@@ -6,14 +6,19 @@ refuses them whole. Nothing is converted: ``"8"``, ``8.0`` and ``true`` are no w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from dataclasses import is_dataclass
+from inspect import signature
 from textwrap import shorten
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from mnv4_rl.safe_files import DamagedError
 
 _SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
+
+_OUR_OWN = "Value error, "  # how pydantic begins the message of a ValueError
 
 Kind = TypeVar("Kind")
 
@@ -51,6 +56,24 @@ def refusals(error: ValidationError) -> str:
 
 
 def _refusal(place: str, message: str, came: object) -> str:
-    shown = shorten(repr(came)[: 4 * _SHOWN_CHARACTERS], _SHOWN_CHARACTERS)
-    message = message.removeprefix("Value error, ").rstrip(".")
-    return f"{place + ': ' if place else ''}{message}, got {shown}"
+    place = f"{place}: " if place else ""
+    if message.startswith(_OUR_OWN):  # says what came
+        return place + message.removeprefix(_OUR_OWN).rstrip(".")
+    return f"{place}{message}, got {shorten(repr(came)[: 4 * _SHOWN_CHARACTERS], _SHOWN_CHARACTERS)}"
+
+
+def schema_of(made: Callable[..., Any], skipped: Collection[str] = (), complete: bool = False) -> type[Schema]:
+    """The schema of the arguments that a dataclass or a constructor takes by name, typed as they are there.
+
+    Args:
+        made: A dataclass, or a class with annotated arguments.
+        skipped: Arguments that are no part of it.
+        complete: Every argument must be there, those with a default too.
+    """
+    hints = get_type_hints(made if is_dataclass(made) else made.__init__)
+    taken = {
+        name: (hints[name], ... if complete or argument.default is argument.empty else argument.default)
+        for name, argument in signature(made).parameters.items()
+        if name not in skipped and argument.kind in (argument.KEYWORD_ONLY, argument.POSITIONAL_OR_KEYWORD)
+    }
+    return create_model(getattr(made, "__name__", "Arguments"), __base__=Schema, **taken)  # type: ignore[call-overload]

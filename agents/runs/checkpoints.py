@@ -5,35 +5,43 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents import agent_format
-from agents.agent_files import AGENT, LIMITS, REPLAY, TENSORS, TRAINING, agent_files, load_tensors, read_json, writer
-from agents.runs.guards import check_finite
 from agents.runs.replay_file import read_replay, write_replay
 from agents.runs.state import State
-from mnv4_rl.safe_files import DamagedError
+from mnv4_rl.agent_files import (
+    AGENT,
+    LIMITS,
+    LIMITS_BESIDE,
+    REPLAY,
+    TENSORS,
+    TRAINING,
+    AgentFolder,
+    agent_files,
+    writer,
+)
+from mnv4_rl.agent_format import Agent, describe
+from mnv4_rl.agent_tensors import check_finite
+from mnv4_rl.safe_files import DamagedError, read_file
+from mnv4_rl.schemas import parse_json
 from mnv4_rl.sealed_folders import SealedFolder, write_folder
 
 CHECKPOINTS = "checkpoints"
 _NAME_DIGITS = 9
 
 
-def write_checkpoint(
-    model: BaseAlgorithm, run: Path, state: State, description: Mapping[str, Any], with_replay: bool = False
-) -> Path:
+def write_checkpoint(model: BaseAlgorithm, run: Path, state: State, agent: Agent, with_replay: bool = False) -> Path:
     """Write the checkpoint ``run/checkpoints/<timesteps>``.
 
     Args:
         model: The model, whose weights are those at which ``state`` was captured.
         run: The run's folder.
         state: What :func:`agents.runs.state.capture` gave.
-        description: What :func:`agents.agent_format.describe` gave.
+        agent: What :func:`mnv4_rl.agent_format.describe` gave.
         with_replay: Write the replay buffer too.
 
     Returns:
@@ -45,7 +53,7 @@ def write_checkpoint(
     """
     check_finite(model)
     path = run / CHECKPOINTS / f"{state['counters']['num_timesteps']:0{_NAME_DIGITS}d}"
-    files = agent_files(model, description)
+    files = agent_files(model, agent)
     files[TRAINING] = writer(json.dumps(state).encode())
     if with_replay:
         files[REPLAY] = partial(write_replay, model.replay_buffer)  # type: ignore[attr-defined]
@@ -72,7 +80,7 @@ def newest_checkpoint(run: str | Path) -> Path | None:
     """The newest checkpoint of a run that is what its manifest says; damaged ones are warned about and passed by."""
     for path in _checkpoints(Path(run)):
         try:
-            SealedFolder(path, LIMITS, (AGENT, TENSORS, TRAINING)).verify()
+            SealedFolder(path, LIMITS | LIMITS_BESIDE, (AGENT, TENSORS, TRAINING)).verify()
             return path
         except DamagedError as error:
             warnings.warn(f"damaged checkpoint passed by: {error}", RuntimeWarning, stacklevel=2)
@@ -81,7 +89,8 @@ def newest_checkpoint(run: str | Path) -> Path | None:
 
 def read_state(checkpoint: Path) -> State:
     """The training state in a verified checkpoint."""
-    return read_json(checkpoint / TRAINING)
+    path = checkpoint / TRAINING
+    return parse_json(dict[str, Any], read_file(path, LIMITS_BESIDE[TRAINING], below=checkpoint), path)
 
 
 def restore_model(model: BaseAlgorithm, checkpoint: Path) -> None:
@@ -90,11 +99,12 @@ def restore_model(model: BaseAlgorithm, checkpoint: Path) -> None:
     Raises:
         ValueError: If the checkpoint is of another algorithm, encoder or environment.
     """
-    saved, own = read_json(checkpoint / AGENT), agent_format.describe(model)
+    saved, own = AgentFolder(checkpoint), describe(model)
     for part in ("algorithm", "encoder", "policy_kwargs", "observation_space", "action_space"):
-        if saved.get(part) != own[part]:
-            raise ValueError(f"{checkpoint} has {part} {saved.get(part)}, the run's settings give {own[part]}.")
-    load_tensors(model, checkpoint, saved)
+        theirs, ours = getattr(saved.agent, part), getattr(own, part)
+        if theirs != ours:
+            raise ValueError(f"{checkpoint} has {part} {theirs!r:.300}, the run's settings give {ours!r:.300}.")
+    saved.fill(model)
     if (checkpoint / REPLAY).is_file():
         read_replay(model.replay_buffer, checkpoint / REPLAY)  # type: ignore[attr-defined]
 

@@ -6,7 +6,7 @@ versions.txt    packages, commit, machine
 monitor.csv     one row a game: raw score r, length l in agent timesteps, seconds t
 progress.csv    SB3's log, one row a dump
 events.out.*    the same for TensorBoard, and more
-checkpoints/    the newest states to resume from, see agents/agent_files.py
+checkpoints/    the newest states to resume from, see mnv4_rl/agent_files.py
 run.lock        the process that writes here, while it lives
 model.zip       the trained agent, for SB3's load
 evaluation.json raw scores of whole games played by the final model

@@ -9,10 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.encoders import encoder_of
-
-
-class NonFiniteError(ValueError):
-    """A loss or a weight is NaN or infinite."""
+from mnv4_rl.agent_tensors import NonFiniteError, check_finite
 
 
 class FiniteGuard(BaseCallback):
@@ -65,22 +62,3 @@ def check_features(model: BaseAlgorithm) -> None:
     tensor = model.policy.obs_to_tensor(model._last_obs)[0]  # type: ignore[arg-type]
     if not bool(model.policy.extract_features(tensor, encoder_of(model)).isfinite().all()):  # type: ignore[arg-type]
         raise NonFiniteError(f"the encoder's features are NaN or infinite at timestep {model.num_timesteps:,}.")
-
-
-def check_finite(model: BaseAlgorithm) -> None:
-    """Raise if a weight is not finite.
-
-    Raises:
-        NonFiniteError: Naming the first such weight, how many of its values are bad, and the timestep.
-    """
-    parameters = dict(model.policy.named_parameters())
-    # One number for all: a single transfer from a GPU.
-    if not parameters or bool(th.stack([p.detach().isfinite().all() for p in parameters.values()]).all()):
-        return
-    for name, parameter in parameters.items():
-        bad = int((~parameter.detach().isfinite()).sum())
-        if bad:
-            raise NonFiniteError(
-                f"{bad:,} of {parameter.numel():,} values of the weight policy.{name} are NaN or infinite at timestep "
-                f"{model.num_timesteps:,}."
-            )

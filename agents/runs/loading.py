@@ -8,11 +8,11 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.agent_files import load_agent, load_zip_weights
 from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.folder import KEPT_AGENT, read_config
+from mnv4_rl.agent_files import load_agent, load_zip_weights
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import check_choice

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
-from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents import agent_format
 from agents.runs.callbacks import recent_score
 from agents.runs.checkpoints import prune_checkpoints, write_checkpoint
 from agents.runs.folder import RunFolder
 from agents.runs.guards import check_features
 from agents.runs.output import tell_at_once
 from agents.runs.state import Clock, State, capture, restore_counters, restore_session
+from mnv4_rl.agent_format import describe
 
 OnCheckpoint = Callable[[Path, int, float | None], object]
 
@@ -72,7 +71,7 @@ class Checkpoints(BaseCallback):
 
     def _on_training_start(self) -> None:
         # The settings as built: a callback may hold some back for a while.
-        self._description: dict[str, Any] = agent_format.describe(self.model)
+        self._agent = describe(self.model)
         if self._resumed is not None:
             restore_session(self.model, self._resumed)
             self._written_at = self.num_timesteps
@@ -108,7 +107,7 @@ class Checkpoints(BaseCallback):
             return
         check_features(self.model)
         try:
-            path = write_checkpoint(self.model, self._run.path, self._state, self._description, self._plan.with_replay)
+            path = write_checkpoint(self.model, self._run.path, self._state, self._agent, self._plan.with_replay)
         except OSError as error:
             warnings.warn(
                 f"the checkpoint at timestep {timesteps:,} failed: {error}. Earlier checkpoints are untouched and "

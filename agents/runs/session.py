@@ -12,16 +12,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.agent_files import REPLAY
 from agents.play.evaluate import Evaluation
 from agents.runs.callbacks import EncoderHealth, EnvTimer, GameScores, MemoryUse, ProgressBar, TimeSplit, recent_score
 from agents.runs.checkpoints import drop_checkpoints_after, newest_checkpoint, read_state, restore_model
 from agents.runs.evaluation_log import PeriodicEvaluation, evaluate_and_log
 from agents.runs.folder import RunFolder
-from agents.runs.guards import FiniteGuard, NonFiniteError, check_features, check_finite
+from agents.runs.guards import FiniteGuard, check_features
 from agents.runs.logs import open_logs, rewind_logs
 from agents.runs.saving import CheckpointPlan, Checkpoints, RefillReplay, stop_on_signals
 from agents.runs.state import Clock, State, restore_counters
+from mnv4_rl.agent_files import REPLAY
+from mnv4_rl.agent_tensors import NonFiniteError, check_finite
 from mnv4_rl.native_env import NativeVecEnv
 
 _SEED_LIMIT = 2**30

@@ -11,14 +11,13 @@ from typing import TypeVar
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.config import RunConfig
 from agents.runs.folder import RunFolder, UnsavedError
-from agents.runs.guards import NonFiniteError
 from agents.runs.output import courteous_output
 from agents.runs.resuming import check_changes, recorded_config
 from agents.runs.run import OpenRun, open_run
 from agents.runs.session import Outcome, needs_refill
 from experiments.cli.command import DIVERGED_CODE, INTERRUPTED_CODE, USER_ERROR_CODE, parse, user_errors
 from experiments.cli.results import shown
-from experiments.study import candidates  # noqa: F401  makes their names known to --encoder
+from mnv4_rl.agent_tensors import NonFiniteError
 
 Config = TypeVar("Config", bound=RunConfig)
 

@@ -19,10 +19,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.agent_files import load_agent
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.folder import KEPT_AGENT
 from experiments.cli.results import AGENTS
+from mnv4_rl.agent_files import load_agent
 from mnv4_rl.atari import make_atari_env
 
 N_ENVS, N_TEST_ENVS = 16, 3
@@ -84,7 +84,7 @@ def record(game: str, agent: Path, seed: int, timesteps: int = TIMESTEPS) -> Les
 
     Args:
         game: Rom id.
-        agent: Folder that :func:`agents.agent_files.save_agent` wrote.
+        agent: Folder that :func:`mnv4_rl.save_agent` wrote.
         seed: Seed of games and actions.
         timesteps: Agent timesteps in each environment.
     """

@@ -1,14 +1,22 @@
-"""Specs as plain data and back, for the metadata of weight files. Only the classes named here are ever created."""
+"""Specs as plain data and back, for files of agents and weights. Only the dataclasses of specs.py are ever created."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args
+from functools import cache
+from typing import Any
 
-from mnv4_rl.models.specs import BlockSpec, HeadSpec, NetworkSpec, StartSpec, StemSpec
+from pydantic import ValidationError
 
+from mnv4_rl.models import specs
+from mnv4_rl.models.specs import NetworkSpec, StartSpec
+from mnv4_rl.schemas import Schema, refusals, schema_of
+
+MAX_NUMBER, MAX_BLOCKS = 2**16, 1_000  # no network comes near such a size, count or factor
 _CLASSES: dict[str, type] = {
-    cls.__name__: cls for cls in (NetworkSpec, StemSpec, StartSpec, *get_args(BlockSpec), *get_args(HeadSpec))
+    name: value
+    for name, value in vars(specs).items()
+    if isinstance(value, type) and is_dataclass(value) and value.__module__ == specs.__name__
 }
 
 
@@ -17,18 +25,21 @@ def spec_to_dict(spec: NetworkSpec) -> dict[str, Any]:
     return _encode(spec)
 
 
-def spec_from_dict(data: dict[str, Any]) -> NetworkSpec:
+def spec_from_dict(data: object) -> NetworkSpec:
     """The spec that :func:`spec_to_dict` took apart.
 
+    Args:
+        data: As JSON gives it.
+
     Raises:
-        ValueError: If the data is not such a spec: an unknown class, a missing or unknown field, a refused value.
+        ValueError: If the data is not such a spec: an unknown class, a missing, unknown or wrongly typed field, a
+            number out of all proportion, a refused value.
     """
-    try:
-        spec = _decode(data)
-    except TypeError as error:  # a dataclass given the wrong fields
-        raise ValueError(f"Not the spec of a network: {error}.") from error
+    spec = _decode(data)
     if not isinstance(spec, NetworkSpec):
         raise ValueError(f"Not the spec of a network: {str(data)[:100]!r}.")
+    if (n_blocks := sum(map(len, spec.stages))) > MAX_BLOCKS:
+        raise ValueError(f"A network has at most {MAX_BLOCKS:,} blocks, got {n_blocks:,}.")
     return spec
 
 
@@ -40,20 +51,35 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    items = {key: _decode(item) for key, item in value.items()}
-    name = items.pop("class", None)
-    if name not in _CLASSES:
-        raise ValueError(f"Not the spec of a network: {name!r} is none of {', '.join(_CLASSES)}.")
+    match value:
+        case list():
+            return tuple(_decode(item) for item in value)
+        case dict():
+            items = {key: _decode(item) for key, item in value.items()}
+            return _create(items.pop("class", None), items)
+        case int() | float() if not -MAX_NUMBER <= value <= MAX_NUMBER:
+            raise ValueError(f"Numbers in the spec of a network lie within {MAX_NUMBER:,}, got {value!r}.")
+    return value
+
+
+def _create(name: object, items: dict[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise ValueError(f"Not the spec of a network: {str(name)[:100]!r} is none of {', '.join(_CLASSES)}.")
     if name == "NetworkSpec" and "start" not in items:
         items["start"] = _start_of_loose_fields(items)
-    return _CLASSES[name](**items)
+    try:
+        row = _schema(name).model_validate(items)
+    except ValidationError as error:
+        raise ValueError(f"Not the spec of a network: {name}.{refusals(error)}.") from error
+    return _CLASSES[name](**{field: getattr(row, field) for field in items})
 
 
 def _start_of_loose_fields(items: dict[str, Any]) -> StartSpec | None:
     """The start of a spec in a file of version 0.1.0, which has its fields beside the others, norms or not."""
     loose = {key.name: items.pop(key.name) for key in fields(StartSpec) if key.name in items}
-    return StartSpec(**loose) if items.get("norm") == "none" else None
+    return _create("StartSpec", loose) if items.get("norm") == "none" else None
+
+
+@cache
+def _schema(name: str) -> type[Schema]:
+    return schema_of(_CLASSES[name], complete=True)  # a default may change, a saved network may not

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, BinaryIO, Literal, TypeAlias
 
 import torch as th
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from mnv4_rl.models.paper import TIMM_NAMES
+from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, check_size, open_regular, read_file, write_file
+from mnv4_rl.schemas import Schema, parse_json
+from mnv4_rl.weights.tensors import plain_names, portable
 
-Pretrained: TypeAlias = "Literal[True] | str | os.PathLike[str]"
+Pretrained: TypeAlias = Literal[True] | str | os.PathLike[str]
 
 HUB_FILE = "model.safetensors"
+# Where a checkpoint may keep its state dict, the first that is there; timm's order.
+STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # timm's default weights of each architecture that has any (timm 1.0.31, Apache-2.0).
 TIMM_TAGS = {
     "mnv4_conv_s": "e2400_r224_in1k",
@@ -57,7 +65,7 @@ def find_weights(pretrained: Pretrained, name: str) -> Path:
         return _download(_default_repository(name))
     path = Path(pretrained)
     _refuse_filtered_names(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     if str(pretrained).startswith("timm/") and not path.suffix == ".safetensors":
         return _download(str(pretrained))
@@ -109,51 +117,119 @@ def _refuse_filtered_names(path: Path) -> None:
 
 
 def _hub_architecture(path: Path) -> str:
-    config = path.with_name("config.json")
-    if not config.is_file():
-        return ""
     try:
-        data = json.loads(config.read_text())
-    except ValueError:  # some other program's config
+        data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):  # none, or some other program's
         return ""
     return str(data.get("architecture", "")) if isinstance(data, dict) else ""
 
 
-def read_weights(path: str | os.PathLike[str]) -> WeightFile:
+def read_weights(path: str | os.PathLike[str], max_bytes: int = 2 * 2**30) -> WeightFile:
     """Read a ``.safetensors`` file, or tensors pickled by torch in any other.
+
+    Of a training checkpoint it is the averaged weights that are read, where there are some, as timm does.
+
+    Args:
+        path: The file.
+        max_bytes: Refuse a larger one before it is read.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, of another kind, or holds anything but named tensors.
+        ValueError: If it is no regular file, too large, truncated, of another kind, or holds anything but named
+            tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r} to read weights from.")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-
-
-def _read_safetensors(path: Path) -> WeightFile:
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return WeightFile(path, tensors, file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is truncated or not a safetensors file ({error}).") from error
+        with open_regular(path) as file:
+            check_size(file, path, max_bytes)
+            if path.suffix == ".safetensors":
+                return _read_safetensors(path, file)
+            return WeightFile(path, _state_dict(read_pickle(file, path), path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {str(path)!r} to read weights from.") from error
 
 
-def _read_pickle(path: Path) -> WeightFile:
+class HeaderEntry(Schema):
+    """What a safetensors file says of one tensor."""
+
+    dtype: str
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    data_offsets: tuple[int, int]
+
+
+def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, HeaderEntry], dict[str, str]]:
+    """Tensors and metadata of a safetensors file by its header alone; sizes are those of the file.
+
+    Raises:
+        DamagedError: If it has no sound header, or the file ends elsewhere than the header says.
+    """
+    file.seek(0)
+    n_bytes = int.from_bytes(file.read(8), "little")
+    size = os.fstat(file.fileno()).st_size
+    if not 2 <= n_bytes <= min(MAX_JSON_BYTES, size - 8):
+        raise DamagedError(f"{str(path)!r} is truncated or not a safetensors file (its header is {n_bytes:,} bytes).")
+    header = parse_json(dict[str, HeaderEntry | dict[str, str]], file.read(n_bytes), path)
+    metadata = header.pop("__metadata__", {})
+    entries = {name: entry for name, entry in header.items() if isinstance(entry, HeaderEntry)}
+    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
+    if len(entries) != len(header) or not isinstance(metadata, dict) or end != size - 8 - n_bytes:
+        raise DamagedError(f"{str(path)!r} is truncated or not a safetensors file (its header is of other data).")
+    return entries, metadata
+
+
+def _read_safetensors(path: Path, file: BinaryIO) -> WeightFile:
+    _, metadata = read_header(file, path)
+    file.seek(0)
+    return WeightFile(path, parse_safetensors(file.read(), path), metadata)
+
+
+def parse_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        DamagedError: If it is none.
+    """
     try:
-        data = th.load(path, map_location="cpu", weights_only=True)
+        return load(content)
+    except (SafetensorError, KeyError) as error:  # a dtype that torch has not
+        raise DamagedError(f"{str(path)!r} is truncated or not a safetensors file ({error}).") from error
+
+
+def read_pickle(file: BinaryIO, source: object) -> Any:
+    """What ``torch.save`` wrote, if it is tensors and plain values; nothing is run, and nothing inflated.
+
+    Raises:
+        DamagedError: For anything else.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        inflated = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if inflated or sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
+            raise DamagedError(f"{str(source)!r} is compressed, which torch never does.")
+        file.seek(0)
+        with th.serialization.safe_globals([Namespace]):  # timm keeps the command line beside the weights
+            return th.load(file, map_location="cpu", weights_only=True)
+    except DamagedError:
+        raise
     except Exception as error:  # zip, pickle, unpickling and run-time errors, by how the file is broken
-        raise ValueError(
-            f"{str(path)!r} is truncated or not a file of tensors saved by torch ({type(error).__name__}); "
+        raise DamagedError(
+            f"{str(source)!r} is truncated or not a file of tensors saved by torch ({type(error).__name__}); "
             "files that hold other Python objects are not read, for they could run code."
         ) from error
-    if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
-        data = data["state_dict"]
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise ValueError(f"{str(path)!r} holds no state dict: a dict of tensors, or one under 'state_dict'.")
-    return WeightFile(path, dict(data))
+
+
+def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
+    """The weights in what was unpickled, by the keys and in the order that timm knows."""
+    if isinstance(data, dict):
+        data = next((data[key] for key in STATE_KEYS if isinstance(data.get(key), dict)), data)
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise DamagedError(
+            f"{str(path)!r} holds no state dict: a dict of tensors, or one under {', '.join(STATE_KEYS)}."
+        )
+    if strangers := [key for key, value in data.items() if not isinstance(value, Tensor)]:
+        raise DamagedError(f"{str(path)!r} holds no state dict: {strangers[0][:100]!r} is no tensor.")
+    return plain_names(data)
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -161,13 +237,4 @@ def write_safetensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"Weights are written to a .safetensors file, got {str(path)!r}.")
-    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, save({key: portable(tensor) for key, tensor in tensors.items()}, metadata))

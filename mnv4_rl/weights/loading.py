@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -18,14 +17,18 @@ from mnv4_rl.models.network import Network
 from mnv4_rl.models.pyramid import FeaturePyramid
 from mnv4_rl.models.spec_json import spec_from_dict, spec_to_dict
 from mnv4_rl.models.specs import NetworkSpec
+from mnv4_rl.safe_files import MAX_JSON_BYTES
+from mnv4_rl.schemas import parse_json
 from mnv4_rl.weights.files import Pretrained, WeightFile, find_weights, read_weights, write_safetensors
+from mnv4_rl.weights.tensors import StateDict, check_tensors, copy_tensors, kind_problem, plain_names, some
 from mnv4_rl.weights.timm_names import rename, timm_layers
 
 Model: TypeAlias = Network | FeaturePyramid
-StateDict: TypeAlias = Mapping[str, Tensor]
 
 STEM_WEIGHT = "stem.conv.conv.weight"
 RGB = 3
+# What a checkpoint may have more than its model: averages, the optimiser's state, another classifier.
+_TIMES, _AT_LEAST_BYTES = 16, 2**29
 
 
 def to_timm_state_dict(model: Model) -> dict[str, Tensor]:
@@ -38,7 +41,7 @@ def to_timm_state_dict(model: Model) -> dict[str, Tensor]:
         ValueError: If timm has no such model: the README family, the RL variants, other norms or heads.
     """
     names = _timm_keys(model)
-    return {names[key]: tensor for key, tensor in model.state_dict().items()}
+    return {names[key]: tensor for key, tensor in plain_names(model.state_dict()).items()}
 
 
 def load_timm_state_dict(model: Model, state_dict: StateDict) -> None:
@@ -54,19 +57,20 @@ def load_timm_state_dict(model: Model, state_dict: StateDict) -> None:
         ValueError: If timm has no such model, or a key or shape differs; the model is left as it was.
     """
     ours = {theirs: key for key, theirs in _timm_keys(model).items()}
-    renamed = {ours.get(key, key): tensor for key, tensor in state_dict.items()}
-    check_tensors(model.state_dict(), renamed, f"The state dict does not fit {model.spec.name}")
-    model.load_state_dict(renamed)
+    renamed = {ours.get(key, key): tensor for key, tensor in plain_names(state_dict).items()}
+    own = plain_names(model.state_dict())
+    check_tensors(own, renamed, f"The state dict does not fit {model.spec.name}")
+    copy_tensors(own, renamed)
 
 
 def _timm_keys(model: Model) -> dict[str, str]:
     """Our key -> timm's, for every tensor of the model."""
     check_is_timms(model.spec)
     layers = timm_layers(model.stages)
-    names = {key: rename(key, layers) for key in model.state_dict()}
+    names = {key: rename(key, layers) for key in plain_names(model.state_dict())}
     unknown = [key for key, theirs in names.items() if theirs is None]
     if unknown:
-        raise ValueError(f"timm has no counterpart for {_some(unknown)} of this {model.spec.name}.")
+        raise ValueError(f"timm has no counterpart for {some(unknown)} of this {model.spec.name}.")
     return {key: theirs for key, theirs in names.items() if theirs is not None}
 
 
@@ -95,7 +99,7 @@ def save_weights(model: Model, path: str | os.PathLike[str]) -> None:
         OSError: If the folder is missing or full; an existing file is then as it was.
     """
     metadata = {"format": "pt", "mnv4_rl": __version__, "spec": json.dumps(spec_to_dict(model.spec))}
-    write_safetensors(path, model.state_dict(), metadata)
+    write_safetensors(path, plain_names(model.state_dict()), metadata)
 
 
 def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
@@ -106,7 +110,8 @@ def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
         ValueError: If the file is truncated, foreign, of another architecture, shape or dtype; the model is left as it
             was.
     """
-    file = read_weights(path)
+    own = plain_names(model.state_dict())
+    file = read_weights(path, 2 * _bytes(own) + MAX_JSON_BYTES)
     spec = file_spec(file)
     if spec is None:
         raise ValueError(
@@ -114,9 +119,8 @@ def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
             "create_model(name, pretrained=path)."
         )
     _check_same_spec(spec, model.spec, file.path)
-    own = model.state_dict()
     check_tensors(own, file.tensors, f"{str(path)!r} does not fit {model.spec.name}", same_dtype=True)
-    model.load_state_dict(file.tensors)
+    copy_tensors(own, file.tensors)
 
 
 def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
@@ -144,17 +148,22 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
         ValueError: If the file is broken, of another architecture, or of an anti-aliased network; the model is left as
             it was.
     """
-    file = read_weights(find_weights(pretrained, model.spec.name))
+    own = plain_names(model.state_dict())
+    file = read_weights(find_weights(pretrained, model.spec.name), _TIMES * _bytes(own) + _AT_LEAST_BYTES)
     state = dict(_in_our_names(model, file))
-    if STEM_WEIGHT in state and state[STEM_WEIGHT].dim() == 4:
-        state[STEM_WEIGHT] = adapt_stem(state[STEM_WEIGHT], model.in_channels)
-    own = model.state_dict()
+    stem = state.get(STEM_WEIGHT)
+    if stem is not None and not kind_problem(stem, own[STEM_WEIGHT].dtype) and stem.dim() == 4:
+        state[STEM_WEIGHT] = adapt_stem(stem, model.in_channels)
     fresh = _fresh_head_keys(own, state)
     wanted = {key: tensor for key, tensor in own.items() if key not in fresh}
     given = {key: tensor for key, tensor in state.items() if key in wanted or not key.startswith("head.")}
     check_tensors(wanted, given, f"{str(file.path)!r} does not fit {model.spec.name}")
-    model.load_state_dict(own | given)
+    copy_tensors(wanted, given)
     return fresh
+
+
+def _bytes(state: StateDict) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def _in_our_names(model: Model, file: WeightFile) -> StateDict:
@@ -199,41 +208,12 @@ def file_spec(file: WeightFile) -> NetworkSpec | None:
     if "mnv4_rl" not in file.metadata:
         return None
     try:
-        return spec_from_dict(json.loads(file.metadata.get("spec", "")))
+        return spec_from_dict(parse_json(dict[str, Any], file.metadata.get("spec", "")[:MAX_JSON_BYTES], "spec"))
     except ValueError as error:
         version = file.metadata["mnv4_rl"]
         raise ValueError(
             f"The spec in {str(file.path)!r}, written by mnv4_rl {version}, is none that {__version__} reads: {error}"
         ) from error
-
-
-def check_tensors(own: StateDict, given: StateDict, what: str, same_dtype: bool = False) -> None:
-    """Compare names and shapes, and dtypes if asked to.
-
-    Raises:
-        ValueError: ``what`` does not fit, and the first few differences.
-    """
-    both = [key for key in own if key in given]
-    problems = [f"missing {_some([key for key in own if key not in given])}"] if len(both) < len(own) else []
-    if len(both) < len(given):
-        problems.append(f"unexpected {_some([key for key in given if key not in own])}")
-    problems += _differing("shape", own, given, both)
-    if same_dtype:
-        problems += _differing("dtype", own, given, both)
-    if problems:
-        raise ValueError(f"{what}: {'; '.join(problems)}.")
-
-
-def _differing(attribute: str, own: StateDict, given: StateDict, keys: list[str]) -> list[str]:
-    """At most one sentence on the tensors whose shape or dtype is not ours."""
-    pairs = [(key, getattr(given[key], attribute), getattr(own[key], attribute)) for key in keys]
-    differing = [f"{key} {theirs} instead of {ours}" for key, theirs, ours in pairs if theirs != ours]
-    return [f"{attribute} of {_some(differing)}"] if differing else []
-
-
-def _some(items: list[str], shown: int = 3) -> str:
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
 
 
 def _check_same_spec(

@@ -11,6 +11,8 @@ from mnv4_rl.models.network import Network
 from mnv4_rl.weights import load_pretrained
 from mnv4_rl.weights.files import Pretrained
 
+IN_THE_AGENT = "(weights of a saved agent)"
+
 
 class PretrainedWeights(nn.Module):
     """Gives a network trained weights once, and remembers in the state dict that it has them.
@@ -25,7 +27,8 @@ class PretrainedWeights(nn.Module):
 
     Args:
         network: The network to start.
-        pretrained: As in :func:`mnv4_rl.weights.load_pretrained`.
+        pretrained: As in :func:`mnv4_rl.weights.load_pretrained`; :data:`IN_THE_AGENT` where nothing is to be looked
+            for, because a saved agent brings the weights.
 
     Raises:
         ValueError: If the file is there and does not fit.
@@ -35,10 +38,11 @@ class PretrainedWeights(nn.Module):
 
     def __init__(self, network: Network, pretrained: Pretrained) -> None:
         super().__init__()
-        self._reason = ""
+        self._reason = "no saved agent has brought them." if pretrained == IN_THE_AGENT else ""
         self._checked = False
         try:
-            load_pretrained(network, pretrained)
+            if not self._reason:
+                load_pretrained(network, pretrained)
         except (OSError, ImportError) as error:
             self._reason = str(error)
             warnings.warn(

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from agents import agent_format
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import write_checkpoint
 from agents.runs.loading import load_run
 from experiments import publish_agent
+from mnv4_rl import agent_format
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari import options as atari_options
 from tests.run_folders import write_config

@@ -8,9 +8,9 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import NatureCNN
 
-from agents.agent_files import load_agent, save_agent
 from agents.encoders import policy_kwargs
 from mnv4_rl import MNV4Extractor, list_models
+from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.policies import PixelActorCriticPolicy, PixelDQNPolicy
 from tests.tiny_env import EPISODE, ActionsAsImage, tiny_env
 

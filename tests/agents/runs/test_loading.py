@@ -11,11 +11,11 @@ import pytest
 import torch as th
 from stable_baselines3 import DQN
 
-from agents import agent_format
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import write_checkpoint
 from agents.runs.loading import load_run
+from mnv4_rl import agent_format
 from mnv4_rl.atari import make_atari_env
 from tests.run_folders import write_config
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch as th
 
-from agents.agent_files import save_agent
 from agents.ppo import build_ppo
 from experiments.study import cloning
 from experiments.study.cloning import Lesson, Play, clone, examine, published_agent, record
+from mnv4_rl.agent_files import save_agent
 from mnv4_rl.atari import make_atari_env
 
 N = 600

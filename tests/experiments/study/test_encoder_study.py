@@ -11,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.envs import FakeImageEnv
 
-from agents.agent_files import load_agent, save_agent
 from agents.encoders import ENCODERS, add_encoder, policy_kwargs
 from agents.ppo import build_ppo
 from agents.runs.config import PPOConfig
@@ -22,6 +21,7 @@ from experiments.study.candidates import BASE, CANDIDATES
 from experiments.study.cloning import clone, record
 from experiments.study.table import score_at
 from mnv4_rl import MNV4Extractor
+from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.atari import make_atari_env
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)

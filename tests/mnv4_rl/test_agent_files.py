@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
-from agents import agent_format
-from agents.agent_files import load_agent, save_agent
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.runs.checkpoints import newest_checkpoint, prune_checkpoints, restore_model, write_checkpoint
-from agents.runs.guards import NonFiniteError
 from agents.runs.state import Clock, capture
+from mnv4_rl import MNV4Extractor, agent_format
+from mnv4_rl.agent_files import load_agent, save_agent
+from mnv4_rl.agent_tensors import NonFiniteError
 from tests.tiny_env import ActionsAsImage, dqn, same, tiny_env, tiny_ppo
 
 
@@ -92,16 +93,48 @@ def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
         load_agent(tmp_path / "agent", env, device="cpu")
 
 
+class OwnPolicy(ActorCriticCnnPolicy):
+    pass
+
+
+class OwnExtractor(MNV4Extractor):
+    pass
+
+
+def plain_ppo(**kwargs):
+    return PPO("CnnPolicy", tiny_env(), n_steps=8, batch_size=8, device="cpu", **kwargs)
+
+
+def changed_ppo():
+    model = plain_ppo()
+    model.policy.extra = th.nn.Linear(2, 2)
+    return model
+
+
+def half_changed_ppo():
+    model = plain_ppo()
+    model.policy.double()
+    return model
+
+
+def stepped_otherwise():
+    model = plain_ppo()
+    model.policy.optimizer.param_groups[0]["eps"] = 1e-3
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: A2C("CnnPolicy", tiny_env(), device="cpu"), "Agents of PPO, DQN, QRDQN can be saved, got A2C"),
-        (lambda: PPO("MlpPolicy", tiny_env(), device="cpu"), "Agents with CnnPolicy or a policy of mnv4_rl.policies"),
-        (lambda: PPO("CnnPolicy", tiny_env(), policy_kwargs={"activation_fn": th.nn.ReLU}), "is in no table"),
-        (
-            lambda: PPO("CnnPolicy", tiny_env(), lambda _: 1e-4, policy_kwargs=tiny_ppo().policy_kwargs),
-            "learning_rate must be a number",
-        ),
+        (lambda: PPO("MlpPolicy", tiny_env(), device="cpu"), "policies CnnPolicy.*got ActorCriticPolicy"),
+        (lambda: PPO(OwnPolicy, tiny_env(), device="cpu"), "got OwnPolicy"),
+        (lambda: plain_ppo(policy_kwargs={"features_extractor_class": OwnExtractor}), "got OwnExtractor"),
+        (lambda: plain_ppo(learning_rate=lambda _: 1e-4), "learning_rate"),
+        (lambda: plain_ppo(policy_kwargs={"activation_fn": th.nn.Softplus}), "activation_fn"),
+        (lambda: plain_ppo(policy_kwargs={"optimizer_class": th.optim.Adagrad}), "optimizer_class"),
+        (changed_ppo, "changed after it was built.*extra"),
+        (half_changed_ppo, "changed after it was built"),
+        (stepped_otherwise, "settings"),
     ],
 )
 def test_what_plain_data_cannot_tell_is_refused_on_saving(make, message, tmp_path):
@@ -238,5 +271,5 @@ def test_checkpoint_of_another_encoder_is_refused(run):
     assert newest is not None
     model = tiny_ppo(encoder="rl_s")
     model.set_logger(Logger(None, []))
-    with pytest.raises(ValueError, match=r"has encoder .*nature.*the run's settings give .*rl_s"):
+    with pytest.raises(ValueError, match=r"has encoder .*NatureCNN.*the run's settings give .*MNV4Extractor"):
         restore_model(model, newest)

@@ -1,0 +1,26 @@
+"""The committed agents act as when they were published: golden logits on frames of their games, recorded before."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+
+from mnv4_rl import load_agent
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = sorted((ROOT / "experiments" / "results" / "agents").iterdir())
+GOLDEN = ROOT / "tests" / "golden" / "published_agents.npz"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_published_agent_acts_as_when_it_was_published(folder, monkeypatch):
+    monkeypatch.setattr("mnv4_rl.models.registry.SPECS", {})  # its architecture is in its file
+    golden, game = np.load(GOLDEN), folder.name.partition("__")[0]
+    model = load_agent(folder / "agent", device="cpu")
+    frames = th.as_tensor(golden[f"{game}_frames"])
+    with th.no_grad():
+        logits = model.policy.get_distribution(frames).distribution.logits.numpy()
+        values = model.policy.predict_values(frames).numpy()
+    np.testing.assert_allclose(logits, golden[f"{game}_logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(values, golden[f"{game}_values"], rtol=1e-4, atol=1e-4)
