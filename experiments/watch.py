@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.play.evaluate import Evaluation, evaluate
+from agents.play.evaluate import Evaluation, Player, evaluate
 from agents.play.protocols import make_protocol_env
 from agents.play.saliency import SaliencyOverlay
 from agents.play.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
@@ -28,6 +28,7 @@ from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import normalised_text
 from mnv4_rl.atari.options import PROTOCOLS, options_of
 from mnv4_rl.checks import check_positive, check_range
+from mnv4_rl.export import OnnxAgent
 from mnv4_rl.safe_files import write_file
 
 GIF_SECONDS = 20
@@ -39,7 +40,7 @@ class WatchConfig:
     """Play whole games with the trained agent of a run folder: raw scores, human-normalised score, video."""
 
     run: tyro.conf.Positional[Path]
-    """Folder that a training command wrote."""
+    """Folder that a training command wrote, or an .onnx file of experiments/export_agent.py."""
     episodes: int = 5
     """Whole games."""
     video: Path | None = None
@@ -107,7 +108,7 @@ class Recording:
 
     Raises:
         ModuleNotFoundError: For an mp4 without its packages; the message has the install line.
-        ValueError: For saliency that nobody could see.
+        ValueError: For saliency that nobody could see, or of a file.
     """
 
     def __init__(self, config: WatchConfig, run: TrainedRun) -> None:
@@ -116,6 +117,8 @@ class Recording:
         self._screens: list[np.ndarray] = []  # the GIF's
         self._mp4 = Mp4Writer(config.video, self._frame_skip) if config.video else None
         self._window = open_window(f"{run.game}: {config.run.name}", self._frame_skip) if config.window else None
+        if config.saliency and isinstance(run.model, OnnxAgent):
+            raise ValueError("--saliency looks into the agent, and an .onnx file has no inside; watch the run folder.")
         if config.saliency and not (config.video or config.gif or self._window):
             raise ValueError("--saliency draws onto the screen, and there is no window; add --video or --gif.")
 
@@ -128,7 +131,12 @@ class Recording:
         env = make_protocol_env(run.model, run.game, protocol, 1, seed, screens=bool(sinks))
         if not sinks:
             return env
-        return Show(env, sinks, SaliencyOverlay(run.model) if self._config.saliency else None)
+        return Show(env, sinks, self._overlay(run.model) if self._config.saliency else None)
+
+    @staticmethod
+    def _overlay(model: Player) -> SaliencyOverlay:
+        assert not isinstance(model, OnnxAgent)  # refused at the start
+        return SaliencyOverlay(model)
 
     def _keep(self, screen: np.ndarray) -> None:
         if len(self._screens) < GIF_SECONDS * FRAMES_PER_SECOND // self._frame_skip:

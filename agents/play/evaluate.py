@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch as th
@@ -14,6 +14,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from mnv4_rl.checks import check_positive
+from mnv4_rl.export import OnnxAgent
+
+Player: TypeAlias = BaseAlgorithm | OnnxAgent  # what can choose actions
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: BaseAlgorithm,
+    model: Player,
     env: VecEnv,
     n_games: int,
     deterministic: bool = False,
@@ -72,7 +75,7 @@ def evaluate(
     Atari agents are evaluated with sampled actions by default, as rl-zoo does; DQN's epsilon is its own.
 
     Args:
-        model: Any SB3 algorithm with a policy for these observations.
+        model: Any SB3 algorithm with a policy for these observations, or a file of one.
         env: Environments that report whole games in ``info["episode"]``.
         n_games: Games in all, rounded up to a multiple of the environments.
         deterministic: Take the likeliest action instead of sampling.
@@ -99,7 +102,7 @@ def evaluate(
 
 
 @contextmanager
-def own_randomness(model: BaseAlgorithm, seed: int) -> Iterator[None]:
+def own_randomness(model: Player, seed: int) -> Iterator[None]:
     """Sample a model's actions from freshly seeded generators inside, and find the old ones unchanged outside.
 
     Without it, a look at the agent during training would change the rest of the training.

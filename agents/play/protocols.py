@@ -8,10 +8,10 @@ from typing import Any
 import ale_py
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from agents.play.evaluate import Player
 from agents.play.video import ScreenEnv
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import minimal_actions
@@ -54,7 +54,7 @@ class ActionsByMeaning(VecEnvWrapper):
         return self.venv.step_wait()
 
 
-def known_actions(model: BaseAlgorithm, game: str) -> tuple[str, ...]:
+def known_actions(model: Player, game: str) -> tuple[str, ...]:
     """What a model's actions mean in a game: the game's own set or all 18, told apart by their number.
 
     Raises:
@@ -76,7 +76,7 @@ def protocol_options(known: Sequence[str], game: str) -> dict[str, Any]:
 
 
 def make_protocol_env(
-    model: BaseAlgorithm, game: str, protocol: str, n_envs: int, seed: int, *, screens: bool = False
+    model: Player, game: str, protocol: str, n_envs: int, seed: int, *, screens: bool = False
 ) -> ActionsByMeaning:
     """The environment to evaluate a trained agent in.
 

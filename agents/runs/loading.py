@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
+from agents.play.evaluate import Player
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.folder import KEPT_AGENT, read_config
@@ -16,6 +17,7 @@ from mnv4_rl.agent_files import load_agent, load_zip_weights
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import check_choice
+from mnv4_rl.export import OnnxAgent
 
 _REQUIRED = ("algo", "game", "encoder")
 
@@ -31,7 +33,7 @@ class TrainedRun:
         encoder: Name of its encoder.
     """
 
-    model: BaseAlgorithm
+    model: Player
     game: str
     algo: str
     encoder: str
@@ -41,12 +43,14 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     """Load the agent of a run folder: the final one, or that of the newest checkpoint while there is no final one.
 
     Args:
-        run_dir: A folder that a training command wrote, or one of a published agent.
-        device: Where the agent goes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        run_dir: A folder that a training command wrote, one of a published agent, or an .onnx file of one.
+        device: Where the agent goes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a file plays on the CPU.
 
     Raises:
         ValueError: There is no run, no agent in it yet, its config is not one of ours, or the weights do not fit it.
     """
+    if run_dir.suffix == ".onnx":
+        return _load_file(run_dir)
     config = read_config(run_dir)
     missing = [key for key in _REQUIRED if not isinstance(config.get(key), str)]
     if missing:
@@ -68,6 +72,16 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     if config["algo"] in ALGOS:
         _keep_exploring(model, config)
     return TrainedRun(model, game, config["algo"], config["encoder"])
+
+
+def _load_file(path: Path) -> TrainedRun:
+    agent = OnnxAgent(path)
+    missing = [key for key in ("game", "encoder") if not isinstance(agent.notes.get(key), str)]
+    if missing:
+        raise ValueError(f"{path} does not say its {' and '.join(missing)}; experiments/export_agent.py notes both.")
+    return TrainedRun(
+        agent, resolve_game(agent.notes["game"]), agent.notes["algorithm"].lower(), agent.notes["encoder"]
+    )
 
 
 def _build(config: dict[str, Any], game: str, device: str) -> BaseAlgorithm:

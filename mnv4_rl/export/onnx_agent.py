@@ -1,0 +1,97 @@
+"""An ONNX file of :func:`mnv4_rl.export.to_onnx` that plays: ``predict`` as SB3's agents have it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from mnv4_rl.checks import check_positive
+from mnv4_rl.export.onnx_file import METADATA, session_of
+
+
+class OnnxAgent:
+    """Plays by ONNX Runtime. Actions are drawn from the generators that SB3 draws from: equal seeds, equal games.
+
+    Args:
+        path: The file.
+        threads: CPU threads of one call.
+
+    Attributes:
+        notes: What the file says of itself: ``algorithm``, ``scores``, and whatever the exporter noted, as ``game``.
+        action_space: Discrete, if the agent's is; other actions are not drawn, and theirs is a Box without bounds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an agent of this package.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        path = Path(path)
+        check_positive(threads=threads)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        try:
+            self._session = session_of(path.read_bytes(), threads)
+            self.notes: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is no agent that mnv4_rl.export wrote ({error}).") from error
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        scores, action = self._session.get_outputs()
+        self._draws = len(action.shape) == 1
+        width = int(scores.shape[1])
+        self.action_space = spaces.Discrete(width) if self._draws else spaces.Box(-np.inf, np.inf, (width,))
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Choose actions, as :meth:`stable_baselines3.common.base_class.BaseAlgorithm.predict` does.
+
+        Args:
+            observation: A batch of observations, or a single one.
+            state: Handed back; no agent here remembers.
+            episode_start: Ignored.
+            deterministic: Take the likeliest action. Otherwise one is drawn from the logits, or at random at DQN's rate
+                of exploration; continuous actions are always the mean.
+
+        Returns:
+            Actions, and ``state``.
+
+        Raises:
+            ValueError: For observations of another shape.
+        """
+        batch, is_single = self._batch(observation)
+        scores, actions = self._session.run(None, batch)
+        if not deterministic and self._draws:
+            actions = self._sampled(scores, actions)
+        return (actions[0] if is_single else actions), state
+
+    def _batch(self, observation: np.ndarray | Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+        named = dict(observation) if isinstance(observation, Mapping) else {"observation": np.asarray(observation)}
+        if named.keys() != self._inputs.keys():
+            raise ValueError(f"The agent takes {', '.join(self._inputs)}, got {', '.join(named)}.")
+        singles = set()
+        for name, value in named.items():
+            shape = tuple(self._inputs[name].shape[1:])
+            singles.add(value.shape == shape)
+            named[name] = value[None] if value.shape == shape else value
+            if named[name].shape[1:] != shape:
+                raise ValueError(f"The agent takes {name} (N, {', '.join(map(str, shape))}), got {value.shape}.")
+        return named, singles == {True}
+
+    def _sampled(self, scores: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        if self.notes["scores"] == "logits":
+            return th.distributions.Categorical(logits=th.as_tensor(scores)).sample().numpy()
+        if np.random.rand() < self.notes.get("exploration_rate", 0.0):  # as SB3's DQN: all of them at once
+            return np.array([self.action_space.sample() for _ in actions])
+        return actions

@@ -1,0 +1,68 @@
+"""Exporting the agent of a run: the file plays the agent's own games, and a mistake costs one line."""
+
+import pytest
+
+from agents.runs.loading import load_run
+from experiments import export_agent, watch
+from mnv4_rl.export import OnnxAgent
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "agent.onnx"
+    export_agent.main([str(run_dir), "--output", str(path), "--frames", "20"])
+    return path
+
+
+def test_says_how_well_it_agrees_and_where_it_is(run_dir, tmp_path, capsys):
+    path = tmp_path / "agent.onnx"
+    export_agent.main([str(run_dir), "--output", str(path), "--frames", "13", "--quantize", "fc"])
+    line = capsys.readouterr().out
+    assert "of 13 actions" in line and "MB" in line and str(path) in line
+
+
+def test_file_is_a_run_that_can_be_loaded(exported):
+    run = load_run(exported)
+    assert isinstance(run.model, OnnxAgent)
+    assert (run.game, run.algo, run.encoder) == ("pong", "ppo", "rl_s")
+
+
+@pytest.mark.slow
+def test_watch_plays_the_agents_own_game(exported, run_dir, capsys):
+    for path in (exported, run_dir):
+        watch.main([str(path), "--episodes", "1", "--seed", "3", "--no-window"])
+    mine, theirs = (part.splitlines()[:2] for part in capsys.readouterr().out.split("ppo with")[1:])
+    assert mine == theirs and "game 1" in mine[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--output", "agent.pt"], ".onnx"),
+        (["--frames", "0"], "frames"),
+        (["--games", "-1"], "games"),
+    ],
+)
+def test_wrong_flags_are_one_line(run_dir, flags, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        export_agent.main([str(run_dir), *flags])
+    error = capsys.readouterr().err
+    assert stopped.value.code not in (0, None) and says in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_stays(exported, run_dir, capsys):
+    before = exported.read_bytes()
+    with pytest.raises(SystemExit):
+        export_agent.main([str(run_dir), "--output", str(exported)])
+    assert "exists" in capsys.readouterr().err and exported.read_bytes() == before
+
+
+def test_a_file_has_nothing_to_export_and_no_saliency(exported, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export_agent.main([str(exported), "--output", str(tmp_path / "again.onnx")])
+    with pytest.raises(SystemExit):
+        watch.main([str(exported), "--saliency", "--gif", str(tmp_path / "a.gif"), "--no-window"])
+    error = capsys.readouterr().err
+    assert "exported already" in error and "no inside" in error
