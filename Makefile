@@ -15,7 +15,7 @@ JOBS ?= 2
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark test test-slow golden lint format clean
+.PHONY: help install train race benchmark test test-slow golden rooms lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -47,6 +47,9 @@ test-slow: $(STAMP)  ## The long tests: learning, memory, whole commands
 
 golden: $(STAMP)  ## Rewrite the pinned numbers in tests/golden; review the diff before committing it
 	$(PY) -m tests.golden_numbers
+
+rooms: $(STAMP)  ## Draw the rooms of the code and the imports between them, docs/rooms.svg
+	$(PY) -m tests.rooms
 
 lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .

@@ -6,6 +6,7 @@ python experiments/model_table.py
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
@@ -30,18 +31,22 @@ NOTE = (
 )
 
 
-def costs(name: str) -> tuple[Complexity, Complexity]:
-    """A variant's cost at 84 pixels and at its own size."""
-    spec = get_spec(name)
-    in_channels, num_classes = (4, 0) if spec.family == "rl" else (3, 1000)
+def usage(name: str) -> tuple[int, int]:
+    """Channels and classes that a model is counted with: features of 4 frames, or 1000 classes on RGB."""
+    return (4, 0) if get_spec(name).family == "rl" else (3, 1000)
+
+
+@cache
+def costs(name: str) -> dict[int, Complexity]:
+    """Side of an image -> what a model costs for it, at 84 pixels and at its own size."""
     with th.device("meta"):  # counting needs shapes only
-        model = create_model(name, in_channels, num_classes)
-    return measure(model, ATARI_SIZE), measure(model, spec.image_size)
+        model = create_model(name, *usage(name))
+    return {size: measure(model, size) for size in sorted({ATARI_SIZE, get_spec(name).image_size})}
 
 
 def row(name: str) -> list[str]:
     """The cells of a model."""
-    at_84, own = costs(name)
+    at_84, own = costs(name)[ATARI_SIZE], costs(name)[get_spec(name).image_size]
     sizes = f"{at_84.macs / 1e6:,.1f}", str(get_spec(name).image_size), f"{own.macs / 1e6:,.1f}"
     return [f"`{name}`", f"{own.parameters:,}", *sizes, f"{at_84.activation_bytes / 1e6:.2f} MB"]
 

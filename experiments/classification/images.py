@@ -5,30 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch as th
 from torch import Tensor
 from torch.nn import functional as F
+
+from mnv4_rl.memory import check_fits
 
 INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[runner,classify]"'
 PIECE = 1024  # images that are computed with at a time: the float copy of a large set would not fit beside it
 
 
-def check_memory(needed: int) -> None:
+def check_memory(needed_bytes: int) -> None:
     """Refuse images that would be killed for memory.
-
-    Args:
-        needed: Bytes.
 
     Raises:
         ValueError: With what there is, and what to do.
     """
-    available = psutil.virtual_memory().available
-    if needed > 0.8 * available:
-        raise ValueError(
-            f"The images need {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; "
-            "use a smaller --image-size or fewer images."
-        )
+    check_fits("All images together", needed_bytes, lambda available: "use a smaller --image-size or fewer images.")
 
 
 @dataclass(frozen=True)

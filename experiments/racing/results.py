@@ -112,9 +112,13 @@ def read_races(paths: Sequence[Path]) -> list[RaceRun]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    rows = read_csv(path)
+    needed = f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}."
+    try:
+        rows = read_csv(path)
+    except ValueError as error:
+        raise ValueError(needed) from error
     if not rows or tuple(rows[0]) != COLUMNS:
-        raise ValueError(f"{path} is not a race: it needs rows under the columns {', '.join(COLUMNS)}.")
+        raise ValueError(needed)
     return rows
 
 

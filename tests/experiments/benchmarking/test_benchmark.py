@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments import benchmark
 from experiments.benchmarking import encoders as benchmark_encoders
-from experiments.benchmarking import measuring, plan
+from experiments.benchmarking import plan
 from experiments.benchmarking import training as benchmark_training
 from experiments.benchmarking.encoders import (
     Cost,
@@ -329,10 +329,6 @@ def test_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
     assert interrupted.value.code == 130
     assert "what was measured is in" in capsys.readouterr().out
     assert (tmp_path / "benchmark.csv").read_text().splitlines()[-1].startswith("encoders,nature,forward,cpu")
-
-
-def test_the_processor_has_a_name():
-    assert measuring.cpu_name()
 
 
 @pytest.mark.slow
