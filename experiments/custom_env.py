@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # run as a file: the packages lie beside this fol
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -63,7 +64,10 @@ class CatchEnv(gym.Env):
     def __init__(self, n_balls: int = 10, render_mode: str | None = None) -> None:
         if n_balls < 1:
             raise ValueError(f"n_balls must be at least 1, got {n_balls}.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")
         self.n_balls = n_balls
+        self.balls_left = 0  # no episode is running
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
         self.action_space = spaces.Discrete(3)
@@ -74,10 +78,13 @@ class CatchEnv(gym.Env):
         self.balls_left = self.n_balls
         self.paddle_x = (SIZE - PADDLE_WIDTH) // 2 // CELL * CELL  # left edge, in pixels
         self._new_round()
-        return self.render(), {}
+        return self._picture(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Move the paddle, let the balls fall; a round ends above the paddle, an episode with the last round."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"An action must be 0 (left), 1 (stay) or 2 (right), got {action!r}.")
+        self._check_running("step")
         self.paddle_x = int(np.clip(self.paddle_x + (int(action) - 1) * CELL, 0, SIZE - PADDLE_WIDTH))
         self.ball_y += CELL
         reward = 0.0
@@ -86,7 +93,7 @@ class CatchEnv(gym.Env):
             self.balls_left -= 1
             self._new_round()
         # Truncated, not terminated: the pictures do not show which round is the last.
-        return self.render(), reward, False, self.balls_left == 0, {}
+        return self._picture(), reward, False, self.balls_left == 0, {}
 
     def is_caught(self) -> bool:
         """Whether the red ball overlaps the paddle's columns."""
@@ -94,6 +101,15 @@ class CatchEnv(gym.Env):
 
     def render(self) -> np.ndarray:
         """The picture, (64, 64, 3) uint8."""
+        if not hasattr(self, "shade"):
+            self._check_running("render")
+        return self._picture()
+
+    def _check_running(self, method: str) -> None:
+        if not self.balls_left:
+            raise ResetNeeded(f"Call reset() before {method}(): no episode is running.")
+
+    def _picture(self) -> np.ndarray:
         picture = np.full((SIZE, SIZE, 3), self.shade, np.uint8)
         for x, colour in zip(self.ball_x, (RED, GREEN, BLUE), strict=True):
             picture[self.ball_y : self.ball_y + CELL, x : x + CELL] = colour

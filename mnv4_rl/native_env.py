@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from mnv4_rl.checks import check_count
 
-_SEED_LIMIT = 2**31  # seeds are C ints
+SEED_LIMIT = 2**31  # the emulators' seeds are C ints
 
 
 class NativeVecEnv(VecEnv):
@@ -31,6 +31,8 @@ class NativeVecEnv(VecEnv):
     scale: str
     frame_skip: int
     _pending = False
+    _has_started = False  # `reset` sets it
+    _questions: tuple[str, ...] = ()  # methods that change nothing: any of the environments may be asked
 
     @property
     @abstractmethod
@@ -52,16 +54,19 @@ class NativeVecEnv(VecEnv):
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the next `reset`: environment i gets `seed` + i; None draws a random one.
 
+        Every whole number from 0 on will do, as in SB3; the emulator gets the remainder by 2**31.
+
         Raises:
             TypeError: `seed` is not a whole number.
-            ValueError: A seed would leave the range 0 to 2**31 - 1.
+            ValueError: `seed` is negative.
         """
         if seed is None:
-            seed = int(np.random.randint(0, _SEED_LIMIT - self.num_envs))
+            seed = int(np.random.randint(0, SEED_LIMIT - self.num_envs))
         check_count("seed", seed, 0)
-        if seed > _SEED_LIMIT - self.num_envs:
-            raise ValueError(f"seed must be at most 2**31 - n_envs, {_SEED_LIMIT - self.num_envs}, got {seed}.")
-        return super().seed(seed)
+        return super().seed(int(seed))
+
+    def show_screens(self) -> None:
+        """From the next `reset` on, `get_images()` has what a player sees; costs nothing where it always has."""
 
     def step_async(self, actions: np.ndarray) -> None:
         """Start a timestep in every environment.
@@ -71,8 +76,10 @@ class NativeVecEnv(VecEnv):
 
         Raises:
             ValueError: Wrong shape, dtype or range; nothing is stepped.
-            RuntimeError: A step is under way, or the environment is closed.
+            RuntimeError: A step is under way, or the environment was never reset, or is closed.
         """
+        if not self._has_started:
+            raise RuntimeError("step() was called before reset(). Call reset() first: it starts the games.")
         if self._pending:
             raise RuntimeError("A step is already under way. Call step_wait() before the next step_async().")
         self._send(self._checked_actions(actions))
@@ -107,14 +114,16 @@ class NativeVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of this object once and return its result once per environment.
+        """Call a method of this object once and return its result once per environment asked.
 
         Raises:
-            ValueError: `indices` leaves out some environments: they live in one native object.
+            ValueError: `indices` leaves out some environments, and the method may change them: they live in one native
+                object.
         """
-        self._check_all(indices, f"env_method({method_name!r})")
+        if method_name not in self._questions:
+            self._check_all(indices, f"env_method({method_name!r})")
         result = getattr(self, method_name)(*method_args, **method_kwargs)
-        return [result] * self.num_envs
+        return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """True for SB3's `Monitor` alone: with it, `evaluate_policy` reads `info["episode"]`, scores of whole games."""

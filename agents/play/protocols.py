@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.play.evaluate import Player
-from agents.play.video import ScreenEnv
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import minimal_actions
 
@@ -92,5 +91,6 @@ def make_protocol_env(
         ValueError: An unknown protocol, or an agent that does not fit the game.
     """
     known = known_actions(model, game)
-    env = make_atari_env(game, n_envs, seed, protocol=protocol, **protocol_options(known, game))
-    return ActionsByMeaning(ScreenEnv(env, seed) if screens else env, known)
+    mode = "rgb_array" if screens else None
+    env = make_atari_env(game, n_envs, seed, protocol=protocol, render_mode=mode, **protocol_options(known, game))
+    return ActionsByMeaning(env, known)

@@ -6,100 +6,21 @@ import io
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import ale_py
 import numpy as np
-from ale_py import roms
 from PIL import Image
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from mnv4_rl.atari import AtariVecEnv
-from mnv4_rl.native_env import NativeVecEnv
+from mnv4_rl.atari.env import FRAMES_PER_SECOND
 
 VIDEO_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[video]"'
-FRAMES_PER_SECOND = 60  # of the emulator; the console's NTSC rate, rounded
 Sink = Callable[[np.ndarray], None]
 Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observation, screen -> screen
 SCALE = 2  # screen pixels to video pixels, in both directions
-
-
-class ScreenEnv(VecEnvWrapper):
-    """An Atari environment whose screens can be seen: ``get_images()`` gives them in colour and in full size.
-
-    ALE's vector interface hands out observations alone. A twin of the environment with the same seed and the same
-    actions plays the same games; its observations are the screen. A twin that drifts away is noticed and refused.
-
-    Args:
-        venv: The environment the agent plays in.
-        seed: Seed of its first environment.
-    """
-
-    def __init__(self, venv: AtariVecEnv, seed: int) -> None:
-        super().__init__(venv)
-        picture = replace(venv.options, grayscale=False, frame_stack=1, screen_size=screen_size(venv.game))
-        self._twin = AtariVecEnv(venv.game, venv.num_envs, options=picture)
-        self._screens: list[np.ndarray] = []
-        self.seed(seed)
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next ``reset`` of both."""
-        seeds = self.venv.seed(seed)
-        self._twin.seed(seeds[0])
-        return seeds
-
-    def reset(self) -> Any:
-        """Start a new game in every environment."""
-        self._screens = list(self._twin.reset())  # n_envs times (3, height, width)
-        return self.venv.reset()
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """Start a step of both."""
-        self.venv.step_async(actions)
-        self._twin.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """Finish the step of both.
-
-        Raises:
-            RuntimeError: If the twin does not play the same game any more.
-        """
-        observations, rewards, dones, infos = self.venv.step_wait()
-        screens, twin_rewards, twin_dones, twin_infos = self._twin.step_wait()
-        lives = [(info["lives"], twin["lives"]) for info, twin in zip(infos, twin_infos, strict=True)]
-        if (rewards != twin_rewards).any() or (dones != twin_dones).any() or any(a != b for a, b in lives):
-            raise RuntimeError("The screen shows another game than the agent plays; please report the seed and game.")
-        self._screens = [
-            info["terminal_observation"] if "episode" in info else screen
-            for screen, info in zip(screens, twin_infos, strict=True)
-        ]
-        return observations, rewards, dones, infos
-
-    def get_images(self) -> Sequence[np.ndarray | None]:
-        """One (height, width, 3) uint8 RGB screen per environment; the last of the old game where one just ended."""
-        return [np.ascontiguousarray(screen.transpose(1, 2, 0)) for screen in self._screens]
-
-    def close(self) -> None:
-        """Close both."""
-        self._twin.close()
-        self.venv.close()
-
-
-def with_screens(env: NativeVecEnv, seed: int) -> VecEnv:
-    """The environment, seeded anew, with ``get_images()``.
-
-    Args:
-        env: An environment that may or may not show its screens by itself.
-        seed: Seed of its first environment.
-    """
-    if isinstance(env, AtariVecEnv):
-        return ScreenEnv(env, seed)
-    env.seed(seed)
-    return env
 
 
 class Show(VecEnvWrapper):
@@ -132,20 +53,11 @@ class Show(VecEnvWrapper):
     def _pass_on(self, observation: np.ndarray) -> None:
         screen = self.venv.get_images()[0]
         if screen is None:
-            raise ValueError("The environment shows no screen; wrap it in agents.play.video.ScreenEnv.")
+            raise ValueError("The environment shows no screen; build it with render_mode='rgb_array'.")
         if self._overlay is not None:
             screen = self._overlay(observation, screen)
         for sink in self._sinks:
             sink(screen)
-
-
-def screen_size(game: str) -> tuple[int, int]:
-    """(height, width) of a game's screen in pixels: (210, 160), a few games are taller."""
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # or every ROM greets on stderr
-    emulator = ale_py.ALEInterface()
-    emulator.loadROM(str(roms.get_rom_path(game)))
-    height, width = emulator.getScreenDims()
-    return height, width
 
 
 class Mp4Writer:

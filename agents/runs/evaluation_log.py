@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from agents.play.evaluate import Evaluation, evaluate, own_randomness
-from agents.play.video import Show, gif, with_screens
+from agents.play.video import Show, gif
 from agents.runs.callbacks import tensorboard_files
 from mnv4_rl.native_env import NativeVecEnv
 
@@ -96,7 +96,9 @@ def record_clip(model: BaseAlgorithm, env: NativeVecEnv, n_timesteps: int, seed:
         ``n_timesteps + 1`` screens, (height, width, 3) uint8.
     """
     screens: list[np.ndarray] = []
-    show = Show(with_screens(env, seed), [screens.append])
+    env.show_screens()
+    env.seed(seed)
+    show = Show(env, [screens.append])
     with own_randomness(model, seed):
         observations: Any = show.reset()
         for _ in range(n_timesteps):

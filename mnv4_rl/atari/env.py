@@ -36,21 +36,29 @@ Where this differs from SB3's wrappers:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from mnv4_rl.atari.games import minimal_actions, resolve_game
+from mnv4_rl.atari.games import gym_spec, minimal_actions, resolve_game
 from mnv4_rl.atari.options import PROTOCOLS, AtariOptions, options_of
 from mnv4_rl.atari.scores import human_normalised
+from mnv4_rl.atari.screen import Screen, screen_size
+from mnv4_rl.atari.wrappers import wrappers_of
 from mnv4_rl.checks import check_count
 from mnv4_rl.episode_log import EpisodeLog
-from mnv4_rl.native_env import NativeVecEnv
+from mnv4_rl.native_env import SEED_LIMIT, NativeVecEnv
+
+FRAMES_PER_SECOND = 60  # of the emulator; the console's NTSC rate, rounded
+_RENDER_MODES = ("rgb_array",)
 
 
 def make_atari_env(
@@ -61,6 +69,7 @@ def make_atari_env(
     protocol: str = "sb3",
     num_threads: int = 0,
     monitor_path: str | Path | None = None,
+    render_mode: str | None = None,
     **options: Any,
 ) -> AtariVecEnv:
     """Build `n_envs` copies of an Atari game for stable-baselines3.
@@ -72,6 +81,7 @@ def make_atari_env(
         protocol: A row of `mnv4_rl.atari.options.PROTOCOLS`: "sb3" or "machado".
         num_threads: ALE's worker threads; 0 for one per environment, at most one per core.
         monitor_path: File for one CSV row per whole game, see `mnv4_rl.episode_log.EpisodeLog`.
+        render_mode: "rgb_array" for the console's screens from `render()` and `get_images()`, at about twice the time.
         **options: Fields of `mnv4_rl.atari.options.AtariOptions` that differ from the protocol's.
 
     Returns:
@@ -82,7 +92,13 @@ def make_atari_env(
         ValueError: An unknown game or protocol, a value out of range, or a file that is no monitor file.
     """
     return AtariVecEnv(
-        game, n_envs, seed, options_of(protocol, options), num_threads=num_threads, monitor_path=monitor_path
+        game,
+        n_envs,
+        seed,
+        options_of(protocol, options),
+        num_threads=num_threads,
+        monitor_path=monitor_path,
+        render_mode=render_mode,
     )
 
 
@@ -99,16 +115,20 @@ class AtariVecEnv(NativeVecEnv):
         options: What to do with pixels, rewards, lives and actions.
         num_threads: ALE's worker threads; 0 for one per environment, at most one per core.
         monitor_path: File for one CSV row per whole game, or None.
+        render_mode: None, or "rgb_array" for the console's screens from `render()` and `get_images()`: an emulator
+            beside each one plays the same game.
 
     Attributes:
         game: Rom id.
         options: The options in force.
+        metadata: gymnasium's, with the screens a second.
 
     Raises:
         ValueError: An unknown game, a number out of range, or a file that is no monitor file.
     """
 
     scale = "human_normalised"
+    _questions = ("get_action_meanings", "get_attr", "has_attr", "normalised")
 
     def __init__(
         self,
@@ -119,13 +139,16 @@ class AtariVecEnv(NativeVecEnv):
         *,
         num_threads: int = 0,
         monitor_path: str | Path | None = None,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, *_RENDER_MODES):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")
         check_count("n_envs", n_envs, 1)
         check_count("num_threads", num_threads, 0)
         self.game = resolve_game(game)
         self.options = options
         self.frame_skip = options.frame_skip
-        self.render_mode = None
+        self.render_mode = render_mode
         # SB3's rule for games that wait for FIRE, on the game's own actions: the full set has FIRE for every game.
         self._needs_fire = options.fire_reset and minimal_actions(self.game)[1:2] == ("FIRE",)
         self._ale: AtariVectorEnv | None = _ale_vector_env(self.game, n_envs, options, num_threads)
@@ -136,16 +159,36 @@ class AtariVecEnv(NativeVecEnv):
             spaces.Box(0, 255, (channels, *options.height_width), np.uint8),
             spaces.Discrete(len(self._action_meanings)),
         )
+        fps = FRAMES_PER_SECOND / options.frame_skip
+        self.metadata: dict[str, Any] = {"render_modes": list(_RENDER_MODES), "render_fps": fps}
         self.seed(seed)
         self._press_fire = np.zeros(n_envs, dtype=bool)
         self._lives = np.zeros(n_envs, dtype=np.int32)
         self._game_starts = np.zeros(n_envs, dtype=np.int64)  # emulator frame at which the running game began
         self._log = EpisodeLog(n_envs, self.game, monitor_path)
+        self._num_threads = num_threads
+        self._screen: Screen | None = None
+        if render_mode:
+            self.show_screens()
 
     @property
     def action_meanings(self) -> tuple[str, ...]:
         """What each action presses: `("NOOP", "FIRE", "RIGHT", "LEFT")` for Breakout."""
         return self._action_meanings
+
+    def get_action_meanings(self) -> list[str]:
+        """`action_meanings` as gymnasium's Atari environments have it."""
+        return list(self._action_meanings)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Gymnasium's spec of one such emulator: `ALE/Pong-v5` with the options in force."""
+        return gym_spec(self.game, self.options)
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether this has the effect of one of SB3's wrappers, see `mnv4_rl.atari.wrappers.wrappers_of`."""
+        wrappers = wrappers_of(self.options, self._needs_fire)
+        return [wrapper_class in wrappers for _ in self._get_indices(indices)]
 
     def reset(self) -> np.ndarray:
         """Start a new game in every environment.
@@ -157,7 +200,11 @@ class AtariVecEnv(NativeVecEnv):
         if self._pending:  # SB3: a step under way is cancelled
             ale.recv()
         self._pending = False
-        seeds = [-1 if seed is None else seed for seed in self._seeds]  # -1: carry on with the generator as it is
+        self._has_started = True
+        if self._screen is not None:
+            self._screen.reset(self._seeds)
+        # -1: carry on with the generator as it is
+        seeds = [-1 if seed is None else seed % SEED_LIMIT for seed in self._seeds]
         observations, info = ale.reset(seed=np.array(seeds))
         self._lives = info["lives"]
         self._game_starts = info["frame_number"] - info["episode_frame_number"]
@@ -174,6 +221,8 @@ class AtariVecEnv(NativeVecEnv):
 
     def _send(self, actions: np.ndarray) -> None:
         self._open_ale().send(np.where(self._press_fire, 1, actions))
+        if self._screen is not None:
+            self._screen.send(actions)
 
     def _receive(self) -> VecEnvStepReturn:
         observations, raw_rewards, terminated, truncated, info = self._open_ale().recv()
@@ -188,30 +237,48 @@ class AtariVecEnv(NativeVecEnv):
         if dones.any():
             self._end_returns(dones, game_over, info.get("final_obs"), observations, infos)
         rewards = np.sign(raw_rewards) if self.options.clip_reward else raw_rewards
-        return observations, rewards.astype(np.float32), dones, infos
+        step = observations, rewards.astype(np.float32), dones, infos
+        if self._screen is not None:
+            self._screen.receive(step)
+        return step
 
     def close(self) -> None:
         """Stop ALE's threads and close the monitor file."""
         self._ale = None  # its destructor joins the worker threads
+        if self._screen is not None:
+            self._screen.close()
         self._pending = False
         self._log.close()
 
+    def show_screens(self) -> None:
+        """From the next `reset` on, `get_images()` has the console's screens, and a step takes about twice the time."""
+        if self._screen is not None:
+            return
+        options = replace(self.options, grayscale=False, frame_stack=1, screen_size=screen_size(self.game))
+        self._screen = Screen(AtariVecEnv(self.game, self.num_envs, options=options, num_threads=self._num_threads))
+        self.render_mode = "rgb_array"
+        if None in self._seeds:
+            self.seed()  # the screen's games must start as these do
+
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Not available: ALE's vector interface keeps the console's screen to itself.
+        """The console's screens, (height, width, 3) uint8 RGB; the last of the old game where one just ended.
 
         Raises:
-            NotImplementedError: Always, with what to do.
+            NotImplementedError: Without `render_mode="rgb_array"`.
         """
-        raise NotImplementedError(
-            "ALE's vector interface does not give the console's screen. To watch a game, step "
-            f"make_atari_env({self.game!r}, 1, grayscale=False, frame_stack=1, screen_size=(210, 160)) "
-            "beside this one with the same seed, actions and other options: its observations are the screen."
-        )
+        self._open_ale()
+        if self._screen is None:
+            raise NotImplementedError(
+                "ALE's vector interface does not give the console's screen by itself. To watch a game, step "
+                f"make_atari_env({self.game!r}, ..., render_mode='rgb_array'), which has it."
+            )
+        return self._screen.images()
 
     def render(self, mode: str | None = None) -> np.ndarray | None:
-        """Not available, see `get_images`."""
-        self.get_images()
-        return None
+        """All screens side by side, (height, width, 3) uint8 RGB; see `get_images`."""
+        if self._screen is None:
+            self.get_images()  # says what to do
+        return super().render(mode)
 
     def _track_games(self, info: dict[str, np.ndarray]) -> np.ndarray:
         """Note who must press FIRE next, and return whose game ended with this timestep, (n_envs,) bool."""

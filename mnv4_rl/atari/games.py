@@ -6,6 +6,7 @@ frame skip in `NoFrameskip-v4`) is chosen by options, so `Pong-v5` and `PongNoFr
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import re
@@ -13,7 +14,9 @@ import re
 import ale_py
 import gymnasium as gym
 from ale_py import roms
+from gymnasium.envs.registration import EnvSpec
 
+from mnv4_rl.atari.options import AtariOptions
 from mnv4_rl.checks import did_you_mean
 
 _ENV_ID = re.compile(r"(ale/)?(?P<name>.+?)(?P<ram>-ram)?(noframeskip|deterministic)?(-v\d+)?")
@@ -62,6 +65,20 @@ def minimal_actions(rom_id: str) -> tuple[str, ...]:
     emulator = ale_py.ALEInterface()
     emulator.loadROM(str(roms.get_rom_path(rom_id)))
     return tuple(action.name for action in emulator.getMinimalActionSet())
+
+
+def gym_spec(rom_id: str, options: AtariOptions) -> EnvSpec:
+    """Gymnasium's spec of a game's emulator, `ALE/Pong-v5`, with the options that it knows."""
+    list_games()  # registers them
+    spec = next(spec for spec in gym.registry.values() if spec.namespace == "ALE" and spec.kwargs["game"] == rom_id)
+    spec = copy.deepcopy(spec)
+    spec.kwargs |= {
+        "frameskip": options.frame_skip,
+        "repeat_action_probability": options.repeat_action_probability,
+        "full_action_space": options.full_action_space,
+        "max_num_frames_per_episode": options.max_episode_frames,
+    }
+    return spec
 
 
 def _letters(name: str) -> str:

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from mnv4_rl.checks import check_count
 from mnv4_rl.episode_log import EpisodeLog
-from mnv4_rl.native_env import NativeVecEnv
+from mnv4_rl.native_env import SEED_LIMIT, NativeVecEnv
 from mnv4_rl.procgen.games import normalised, resolve_game
 from mnv4_rl.procgen.options import ProcgenOptions
 from mnv4_rl.procgen.pool import make_pool
@@ -144,6 +144,7 @@ class ProcgenVecEnv(NativeVecEnv):
         if self._seeds[0] is not None and not self._untouched:
             pool = self._pool = self._build_pool()
         self._pending = self._untouched = False
+        self._has_started = True
         observations, info = pool.reset()
         self._log.restart()
         self.reset_infos = [{"level_seed": level} for level in info["level_seed"].tolist()]
@@ -173,6 +174,7 @@ class ProcgenVecEnv(NativeVecEnv):
     def _build_pool(self) -> Any:
         seed = self._seeds[0]
         assert seed is not None
+        seed %= SEED_LIMIT - self.num_envs  # envpool counts on from it
         return make_pool(self.game, self.num_envs, seed, self.options, self._num_threads)
 
     def _send(self, actions: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
@@ -45,6 +46,35 @@ def play(env: CatchEnv, seed: int) -> tuple[float, int]:
 def test_the_environment_keeps_gymnasiums_and_sb3s_contracts() -> None:
     check_gymnasium_env(CatchEnv(render_mode="rgb_array"), skip_render_check=True)
     check_sb3_env(CatchEnv())
+
+
+@pytest.mark.parametrize("action", [7, -1, 3, 1.5, None, np.array([1, 1])])
+def test_an_action_that_does_not_exist_is_refused_and_changes_nothing(action: object) -> None:
+    env = CatchEnv()
+    before, _ = env.reset(seed=0)
+    with pytest.raises(ValueError, match="left"):
+        env.step(action)
+    assert np.array_equal(env.render(), before)
+    env.step(np.int64(1))
+
+
+@pytest.mark.parametrize("render_mode", ["ansi", "human", "rgb"])
+def test_a_render_mode_that_does_not_exist_is_refused(render_mode: str) -> None:
+    with pytest.raises(ValueError, match="rgb_array"):
+        CatchEnv(render_mode=render_mode)
+
+
+def test_before_reset_and_after_the_last_ball_it_asks_for_reset() -> None:
+    env = CatchEnv(n_balls=1)
+    for call in (lambda: env.step(1), env.render):
+        with pytest.raises(ResetNeeded, match="reset"):
+            call()
+    env.reset(seed=0)
+    while not env.step(1)[3]:
+        pass
+    env.render()
+    with pytest.raises(ResetNeeded, match="reset"):
+        env.step(1)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -12,11 +12,12 @@ from PIL import Image
 
 from agents.play import video
 from agents.play.saliency import SaliencyOverlay, overlay, saliency
-from agents.play.video import Mp4Writer, ScreenEnv, Show, Window, gif, screen_size
+from agents.play.video import Mp4Writer, Show, Window, gif
 from agents.runs.loading import load_run
 from experiments import watch
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari import options as atari_options
+from mnv4_rl.atari.screen import screen_size
 from tests.run_folders import write_config
 
 
@@ -45,7 +46,7 @@ def play(capsys, *args) -> tuple[int, str, str]:
 )
 def test_screens_have_the_size_of_the_game(game, size):
     assert screen_size(game) == size
-    env = ScreenEnv(make_atari_env(game, 1), 0)
+    env = make_atari_env(game, 1, render_mode="rgb_array")
     env.reset()
     assert env.get_images()[0].shape == (*size, 3)
 
@@ -53,13 +54,12 @@ def test_screens_have_the_size_of_the_game(game, size):
 @pytest.mark.parametrize("protocol", ["sb3", "machado"])
 def test_the_twin_plays_the_game_the_agent_plays(protocol):
     # Sticky actions, lost lives, automatic FIRE and new games included: its small grey picture is the observation.
-    venv = make_atari_env("breakout", 2, 4, protocol=protocol, max_episode_frames=800)
-    env = ScreenEnv(venv, 4)
+    env = make_atari_env("breakout", 2, 4, protocol=protocol, max_episode_frames=800, render_mode="rgb_array")
     observations, generator, games = env.reset(), np.random.default_rng(1), 0
     for _ in range(300):
         for observation, screen in zip(observations, env.get_images(), strict=True):
             assert difference(observation, screen) < 2
-        observations, _, _, infos = env.step(generator.integers(0, venv.action_space.n, 2))
+        observations, _, _, infos = env.step(generator.integers(0, env.action_space.n, 2))
         for i, info in enumerate(infos):
             if "episode" in info:  # the screen is still the old game's
                 games += 1
@@ -74,14 +74,14 @@ def difference(observation: np.ndarray, screen: np.ndarray) -> float:
 
 
 def test_another_games_screen_is_noticed():
-    env = ScreenEnv(make_atari_env("breakout", 1), 0)
+    env = make_atari_env("breakout", 1, render_mode="rgb_array")
     env.reset()
-    env._twin.seed(1)
-    env._twin.reset()
+    env._screen._twin.seed(1)
+    env._screen._twin.reset()
     with pytest.raises(RuntimeError, match="another game than the agent plays"):
         for _ in range(400):
             env.step(np.array([1]))
-            env._twin.step(np.array([2]))
+            env._screen._twin.step(np.array([2]))
 
 
 def test_every_screen_is_passed_on_and_the_overlay_gets_its_observation():
@@ -91,7 +91,7 @@ def test_every_screen_is_passed_on_and_the_overlay_gets_its_observation():
         observations.append(observation)
         return screen
 
-    env = Show(ScreenEnv(make_atari_env("pong", 1, max_episode_frames=80), 0), [screens.append], remember)
+    env = Show(make_atari_env("pong", 1, max_episode_frames=80, render_mode="rgb_array"), [screens.append], remember)
     env.reset()
     while "episode" not in (last := env.step(np.array([0]))[3][0]):
         pass

@@ -1,16 +1,21 @@
 import hashlib
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ale_py
 import cv2
+import gymnasium as gym
 import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 from stable_baselines3 import PPO
+from stable_baselines3.common import atari_wrappers
 from stable_baselines3.common.env_util import make_atari_env as make_sb3_atari_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage, VecVideoRecorder
 
 from mnv4_rl.atari import AtariVecEnv, make_atari_env
 
@@ -228,21 +233,57 @@ def test_preprocessing_is_what_it_was(make):
     assert found == json.loads(GOLDEN.read_text()), f"if this is meant, say so in CHANGELOG.md and write it to {GOLDEN}"
 
 
-def test_screen_can_be_watched_beside(make):
-    """What `get_images` advises: a second environment with the console's own pixels, in step with the first."""
-    env = make("ms_pacman", 1, seed=5)
-    screen = make("ms_pacman", 1, seed=5, grayscale=False, frame_stack=1, screen_size=(210, 160))
-    actions = random_actions(env, 200)
-    observations, rewards, *_ = play(env, actions)
-    screens, screen_rewards, *_ = play(screen, actions)
-    assert screens.shape == (201, 1, 3, 210, 160)
-    np.testing.assert_array_equal(rewards, screen_rewards)
-    for observation, image in zip(observations[::50], screens[::50], strict=True):
-        grey = cv2.cvtColor(np.ascontiguousarray(image[0].transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
-        shrunk = cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA)
-        assert np.abs(shrunk.astype(int) - observation[0, -1]).mean() < 1
-    with pytest.raises(NotImplementedError, match="To watch a game, step"):
-        env.render()
+def test_screens_are_those_of_the_game_that_is_played(make):
+    env = make("ms_pacman", 2, seed=5, render_mode="rgb_array")
+    plain = make("ms_pacman", 2, seed=5)
+    observations, twin = env.reset(), plain.reset()
+    for action in random_actions(env, 200):
+        assert np.array_equal(observations, twin)  # showing it changes nothing
+        for observation, screen in zip(observations, env.get_images(), strict=True):
+            assert screen.shape == (210, 160, 3) and screen.dtype == np.uint8
+            shrunk = cv2.resize(cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY), (84, 84), interpolation=cv2.INTER_AREA)
+            assert np.abs(shrunk.astype(int) - observation[-1]).mean() < 1
+        observations, twin = env.step(action)[0], plain.step(action)[0]
+    assert env.render().shape == (420, 160, 3)  # SB3 tiles them
+    with pytest.raises(NotImplementedError, match="render_mode='rgb_array'"):
+        plain.render()
+
+
+def test_screens_can_be_asked_for_later(make):
+    env = make("ms_pacman", 1)
+    env.reset()
+    env.show_screens()
+    observation = env.reset()
+    shrunk = cv2.resize(cv2.cvtColor(env.get_images()[0], cv2.COLOR_RGB2GRAY), (84, 84), interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk.astype(int) - observation[0, -1]).mean() < 1 and env.render_mode == "rgb_array"
+
+
+def test_a_reset_without_a_seed_keeps_the_screen_with_the_game(make):
+    env = make("ms_pacman", 1, seed=5, render_mode="rgb_array")
+    env.reset()
+    observation = env.reset()
+    shrunk = cv2.resize(cv2.cvtColor(env.get_images()[0], cv2.COLOR_RGB2GRAY), (84, 84), interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk.astype(int) - observation[0, -1]).mean() < 1
+    env.step(np.array([0]))
+
+
+def test_sb3s_tools_for_watching_take_it(make, tmp_path, monkeypatch):
+    saved = []
+
+    def clip(frames, fps):  # moviepy's, which SB3 brings along only as an extra
+        saved.append((len(frames), frames[0].shape, fps))
+        return SimpleNamespace(write_videofile=lambda path: Path(path).touch())
+
+    module = SimpleNamespace(ImageSequenceClip=clip)
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip"):
+        monkeypatch.setitem(sys.modules, name, module)
+    env = VecVideoRecorder(
+        make("pong", 1, render_mode="rgb_array", max_episode_frames=200), str(tmp_path), lambda step: step == 0, 10
+    )
+    model = PPO("CnnPolicy", make("pong", 1), n_steps=8, batch_size=8, device="cpu")
+    evaluate_policy(model, env, n_eval_episodes=1, render=True)
+    env.close()
+    assert saved == [(11, (210, 160, 3), 15)] and list(tmp_path.glob("*.mp4"))
 
 
 def test_rgb_images_keep_their_channels_together(make):
@@ -296,7 +337,6 @@ def test_vec_env_contract(make):
     env.set_attr("note", 7)
     assert env.get_attr("note", [1]) == [7] and not env.has_attr("absent")
     assert env.env_method("get_attr", "game") == [["pong", "pong"]] * 2
-    assert env.env_is_wrapped(VecFrameStack) == [False, False]
     assert env.seed(10) == [10, 11]
     first = env.reset()
     assert [set(info) for info in env.reset_infos] == [{"lives"}] * 2
@@ -309,10 +349,59 @@ def test_vec_env_contract(make):
         env.reset()
 
 
+def test_answers_what_sb3s_own_environment_answers(make):
+    theirs = make_sb3_atari_env("BreakoutNoFrameskip-v4", n_envs=2, seed=0)
+    ours = make("breakout", 2)
+    assert ours.env_method("get_action_meanings") == theirs.env_method("get_action_meanings")
+    assert ours.env_method("get_action_meanings", indices=1) == theirs.env_method("get_action_meanings", indices=1)
+    wrappers = [
+        atari_wrappers.AtariWrapper,
+        atari_wrappers.ClipRewardEnv,
+        atari_wrappers.EpisodicLifeEnv,
+        atari_wrappers.FireResetEnv,
+        atari_wrappers.MaxAndSkipEnv,
+        atari_wrappers.NoopResetEnv,
+        atari_wrappers.StickyActionEnv,
+        atari_wrappers.WarpFrame,
+        Monitor,
+        gym.wrappers.TimeAwareObservation,
+    ]
+    for wrapper in wrappers:
+        assert ours.env_is_wrapped(wrapper) == theirs.env_is_wrapped(wrapper), wrapper
+    theirs.close()
+
+
+def test_a_wrapper_whose_effect_is_off_is_not_there(make):
+    plain = make("breakout", 1, clip_reward=False, terminal_on_life_loss=False, fire_reset=False, noop_max=0)
+    for name in ("ClipRewardEnv", "EpisodicLifeEnv", "FireResetEnv", "NoopResetEnv"):
+        assert plain.env_is_wrapped(getattr(atari_wrappers, name)) == [False]
+    assert make("breakout", 1, protocol="machado").env_is_wrapped(atari_wrappers.StickyActionEnv) == [True]
+    assert make("pong", 1).env_is_wrapped(atari_wrappers.FireResetEnv, [0]) == [True]
+    assert make("ms_pacman", 1).env_is_wrapped(atari_wrappers.FireResetEnv) == [False]
+
+
+def test_spec_makes_the_same_emulator(make):
+    spec = make("ms_pacman", 2, protocol="machado", frame_skip=3).get_attr("spec")[1]
+    assert spec.id == "ALE/MsPacman-v5"
+    single = spec.make()
+    assert single.action_space.n == 18
+    assert single.unwrapped.ale.getFloat("repeat_action_probability") == 0.25
+    single.close()
+
+
+@pytest.mark.parametrize("seed", [2**31 - 1, 2**31, 2**32 - 1, 2**40 + 7, np.int64(3)])
+def test_seeds_that_sb3_accepts_fix_the_games(make, seed):
+    envs = [make("breakout", 2, seed=seed), make("breakout", 2, seed=0)]
+    assert envs[1].seed(seed) == [seed, seed + 1]
+    first, second = (env.reset() for env in envs)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_calls_out_of_order(make):
     env = make("pong", 1)
-    with pytest.raises(RuntimeError, match="before reset"):
+    with pytest.raises(RuntimeError, match="before reset") as refused:
         env.step(np.array([0]))
+    assert "ale" not in str(refused.value).lower()
     env.reset()
     with pytest.raises(RuntimeError, match="Call step_async"):
         env.step_wait()
@@ -358,7 +447,7 @@ def test_wrong_actions_are_refused_and_change_nothing(make, actions, words):
         ({"grayscale": 1}, TypeError, "grayscale must be True or False"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": 0.5}, TypeError, "seed must be a whole number"),
-        ({"seed": 2**31 - 1}, ValueError, "seed must be at most"),
+        ({"render_mode": "human"}, ValueError, "rgb_array"),
         ({"framestack": 4}, TypeError, "Did you mean 'frame_stack'"),
         ({"protocol": "dopamine"}, ValueError, "allowed: 'sb3', 'machado'"),
     ],

@@ -221,6 +221,8 @@ def test_wrong_actions_are_refused_and_change_nothing(scripted, actions, words):
 
 def test_calls_out_of_order(scripted):
     env, _ = scripted([3])
+    with pytest.raises(RuntimeError, match="before reset"):
+        env.step(np.array([0]))
     env.reset()
     with pytest.raises(RuntimeError, match="step_async"):
         env.step_wait()
@@ -252,7 +254,6 @@ def test_vec_env_contract(scripted):
         ({"n_envs": 1.5}, TypeError, "n_envs"),
         ({"num_threads": -1}, ValueError, "num_threads"),
         ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 2**31}, ValueError, "seed must be at most"),
         ({"num_levels": -1}, ValueError, "num_levels"),
         ({"start_level": True}, TypeError, "start_level"),
         ({"distribution_mode": "medium"}, ValueError, "easy"),
