@@ -14,6 +14,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 import torch as th
 from pydantic import Field, ValidationError, create_model, model_validator
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -91,11 +92,11 @@ _HYPERPARAMETERS: dict[str, Any] = {
     "train_freq": tuple[Natural, Literal["step", "episode"]],
     **dict.fromkeys(("gamma", "gae_lambda", "tau", "exploration_initial_eps", "exploration_final_eps"), Share),
     "exploration_fraction": Share,
-    **dict.fromkeys(("vf_coef", "max_grad_norm", "cg_damping"), Factor),
+    **dict.fromkeys(("vf_coef", "cg_damping"), Factor),
     **dict.fromkeys(("line_search_shrinking_factor", "target_policy_noise", "target_noise_clip"), Factor),
     "ent_coef": Factor | Auto,
     "target_entropy": Number | Literal["auto"],
-    "target_kl": Factor | None,
+    **dict.fromkeys(("target_kl", "max_grad_norm"), Factor | None),
     **dict.fromkeys(("normalize_advantage", "use_sde", "use_sde_at_warmup"), bool),
     "optimize_memory_usage": bool,
     "action_noise": None,
@@ -268,6 +269,8 @@ def _encode(value: Any) -> Any:
             return [value.frequency, value.unit.value]
         case type():
             return value.__name__
+        case np.generic():
+            return value.item()
     return value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -121,7 +122,8 @@ class DictSpace(Schema):
 
     def make(self) -> spaces.Dict:
         """The space."""
-        return spaces.Dict({key: space.make() for key, space in self.entries.items()})
+        # An ordered one keeps its order, in which the features are concatenated.
+        return spaces.Dict(OrderedDict((key, space.make()) for key, space in self.entries.items()))
 
 
 AnySpace: TypeAlias = Annotated[

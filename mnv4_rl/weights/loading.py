@@ -66,7 +66,7 @@ def load_timm_state_dict(model: Model, state_dict: StateDict) -> None:
 def _timm_keys(model: Model) -> dict[str, str]:
     """Our key -> timm's, for every tensor of the model."""
     check_is_timms(model.spec)
-    layers = timm_layers(model.stages)
+    layers = timm_layers(getattr(model.stages, "_orig_mod", model.stages))
     names = {key: rename(key, layers) for key in plain_names(model.state_dict())}
     unknown = [key for key, theirs in names.items() if theirs is None]
     if unknown:
@@ -173,7 +173,7 @@ def _in_our_names(model: Model, file: WeightFile) -> StateDict:
         _check_same_spec(spec, model.spec, file.path, ignored=("name", "head", "image_size"))
         return file.tensors
     check_is_timms(model.spec)
-    ours = {theirs: layer for layer, theirs in timm_layers(model.stages).items()}
+    ours = {theirs: layer for layer, theirs in timm_layers(getattr(model.stages, "_orig_mod", model.stages)).items()}
     return {rename(key, ours) or key: tensor for key, tensor in file.tensors.items()}
 
 
