@@ -10,8 +10,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.encoders import policy_kwargs
 from mnv4_rl.checks import Interval, check_positive, check_ranges
-from mnv4_rl.memory import check_fits, observation_bytes
 from mnv4_rl.policies import PixelActorCriticPolicy
+from mnv4_rl.rollout import DeviceRolloutBuffer
 
 _RANGES = {
     "n_steps": Interval(1),
@@ -98,17 +98,6 @@ def check_rollout(hyperparameters: PPOHyperparameters, n_envs: int) -> None:
         )
 
 
-def _check_memory(env: VecEnv, n_steps: int) -> None:
-    """Refuse a rollout that would be killed for memory while it fills."""
-    # Twice: SB3 puts all observations into another order before it trains on them.
-    per_step = 2 * observation_bytes(env.observation_space) * env.num_envs
-    check_fits(
-        f"A rollout of n_steps={n_steps} in {env.num_envs} environments",
-        n_steps * per_step,
-        lambda available: f"n_steps={int(available / per_step)} would fit.",
-    )
-
-
 def linear_schedule(start: float, schedule_timesteps: int | None, total_timesteps: int) -> LinearSchedule:
     """``start`` falling linearly to 0 after ``schedule_timesteps``, for a run of ``total_timesteps``.
 
@@ -151,13 +140,12 @@ def build_ppo(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
-        ValueError: For an unknown encoder, timesteps below 1, a setting out of its range, or a rollout that this
-            machine's memory cannot hold.
+        ValueError: For an unknown encoder, timesteps below 1, a setting out of its range, or a rollout that the
+            device's memory cannot hold.
     """
     h = hyperparameters or PPOHyperparameters()
     h.check()
-    _check_memory(env, h.n_steps)
-    return PPO(
+    model = PPO(
         PixelActorCriticPolicy,
         env,
         learning_rate=linear_schedule(h.learning_rate, h.schedule_timesteps, total_timesteps),
@@ -171,6 +159,9 @@ def build_ppo(
         vf_coef=h.vf_coef,
         max_grad_norm=h.max_grad_norm,
         policy_kwargs={**policy_kwargs(encoder), "optimizer_kwargs": dict(_ADAM)},
+        rollout_buffer_class=DeviceRolloutBuffer,
         seed=seed,
         device=device,
     )
+    model.rollout_buffer.check_memory()  # type: ignore[attr-defined]
+    return model

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
@@ -19,18 +20,19 @@ _MEMORY_FILES = (
 )
 
 
-def check_fits(what: str, needed_bytes: float, cure: Callable[[float], str]) -> None:
+def check_fits(what: str, needed_bytes: float, cure: Callable[[float], str], device: th.device | None = None) -> None:
     """Refuse what would be killed for memory while it fills.
 
     Args:
         what: Its name and size, the start of a sentence.
         needed_bytes: Bytes it fills.
         cure: What to do instead, given the bytes that are available; ends the sentence.
+        device: Whose memory; the machine's by default.
 
     Raises:
         ValueError: With both numbers and the cure.
     """
-    available = available_bytes()
+    available = available_bytes(device)
     if needed_bytes > available:
         raise ValueError(
             f"{what} fills {needed_bytes / 1e9:,.2f} GB of memory and {available / 1e9:,.2f} GB are available: "
@@ -38,8 +40,10 @@ def check_fits(what: str, needed_bytes: float, cure: Callable[[float], str]) -> 
         )
 
 
-def available_bytes() -> float:
-    """Memory that can still be filled: what the system has available, within a container's limit."""
+def available_bytes(device: th.device | None = None) -> float:
+    """Memory that can still be filled: what the system has available, within a container's limit; or what a GPU has."""
+    if device is not None and device.type == "cuda":
+        return th.cuda.mem_get_info(device)[0]
     # A size no machine has, where the system does not say (Windows).
     sizes = [float("inf")]
     if hasattr(os, "sysconf"):

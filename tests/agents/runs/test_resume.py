@@ -211,7 +211,7 @@ def test_loss_that_is_no_number_is_named(whole, bad):
 
 def test_diverging_command_ends_with_one_line_and_its_own_code(tmp_path, capsys):
     folder = tmp_path / "run"
-    flags = ["--total-timesteps", "400", "--ppo.learning-rate", "1e30", "--checkpoint-every", "16"]
+    flags = ["--total-timesteps", "400", "--ppo.learning-rate", "1e12", "--checkpoint-every", "16"]
     with pytest.raises(SystemExit) as ended:
         atari_ppo.main([*flags, "--run-dir", str(folder), *TINY])
     assert ended.value.code == 3
