@@ -1,19 +1,20 @@
 """The rooms of the project and the imports between them; ``make rooms`` (``python -m tests.rooms``) draws them.
 
-A room is a folder of modules. The library's leaves, which everything may import, are one room of their own.
+A room is a folder of modules. The library's basics are one room of their own: modules beside its face that import
+nothing of ours but each other, so that all may import them.
 """
 
 import ast
 import textwrap
 from collections import defaultdict
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("experiments", "agents", "mnv4_rl")  # from those that import to those that are imported
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-LEAVES = {f"mnv4_rl.{name}" for name in ("_version", "checks", "safe_files")}
-LEAF_ROOM = "mnv4_rl: " + ", ".join(sorted(name.removeprefix("mnv4_rl.") for name in LEAVES))
+BASICS = "mnv4_rl: basics"
 PICTURE = ROOT / "docs" / "rooms.svg"
 COLOURS = {"experiments": "#fde8c8", "agents": "#d9ead3", "mnv4_rl": "#d0e2f2"}
 WIDTH, BOX, LINE = 14.0, 3.9, 0.33  # of the picture, of a room, of a line of text
@@ -29,6 +30,7 @@ def module_name(path: Path) -> str:
 NAMES = {module_name(path): path for path in MODULES}
 
 
+@cache
 def imported_modules(path: Path) -> set[str]:
     """Modules of ours that a file imports anywhere, also inside its functions."""
     found = set()
@@ -41,10 +43,16 @@ def imported_modules(path: Path) -> set[str]:
     return found & NAMES.keys()
 
 
+@cache
+def is_basic(name: str) -> bool:
+    """Whether a module at the top of the library imports nothing of ours, or basics alone."""
+    return NAMES[name].parent == ROOT / "mnv4_rl" and all(is_basic(other) for other in imported_modules(NAMES[name]))
+
+
+@cache
 def room_of(name: str) -> str:
     """The room that a module is in."""
-    folder = NAMES[name].relative_to(ROOT).parent
-    return LEAF_ROOM if name in LEAVES else str(folder)
+    return BASICS if is_basic(name) else str(NAMES[name].relative_to(ROOT).parent)
 
 
 def package_of(room: str) -> str:
@@ -134,9 +142,9 @@ def draw(path: Path) -> None:
         height = 0.7 + LINE * max(len(texts[room]) for room in row)
         for room, x in zip(row, place(row, places, found), strict=True):
             places[room] = x, y, height
-            colour, name = COLOURS[package_of(room)], "mnv4_rl: leaves" if room == LEAF_ROOM else room
+            colour = COLOURS[package_of(room)]
             axis.add_patch(plt.Rectangle((x - BOX / 2, y), BOX, height, facecolor=colour, edgecolor="black", gid=room))
-            axis.text(x, y + 0.3, name, weight="bold", ha="center", va="center", fontsize=11)
+            axis.text(x, y + 0.3, room, weight="bold", ha="center", va="center", fontsize=11)
             axis.text(x, y + 0.52, "\n".join(texts[room]), ha="center", va="top", fontsize=9)
         y += height + 0.8
     for room, other in drawn(found):

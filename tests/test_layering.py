@@ -2,13 +2,17 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from tests import rooms
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each package may import of the three: experiments -> agents -> mnv4_rl.
@@ -37,10 +41,28 @@ def imported_packages(path):
             yield path.relative_to(ROOT).parts[0] if node.level else node.module.partition(".")[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    ours = {*ALLOWED, "tests"} & set(imported_packages(path))
-    assert ours <= ALLOWED[path.relative_to(ROOT).parts[0]]
+def test_imports_of_packages_go_one_way():
+    for path in MODULES:
+        ours = {*ALLOWED, "tests"} & set(imported_packages(path))
+        assert ours <= ALLOWED[path.relative_to(ROOT).parts[0]], path
+
+
+def test_imports_of_rooms_go_one_way():
+    circle = rooms.cycle()
+    behind = [rooms.witnesses(a, b) or rooms.witnesses(b, a) for a, b in pairwise(circle)]
+    assert not circle, behind
+
+
+def test_rooms_of_the_commands_import_no_command():
+    """A command is what a person runs; what commands share is in a room."""
+    commands = {name for name in rooms.NAMES if rooms.room_of(name) == "experiments"} - {"experiments"}
+    importing = {name: rooms.imported_modules(path) & commands for name, path in rooms.NAMES.items()}
+    assert not {name: found for name, found in importing.items() if found and name not in commands}
+
+
+def test_the_picture_shows_every_room():
+    drawn = set(re.findall(r'<g id="([^"]+)"', rooms.PICTURE.read_text()))
+    assert rooms.arrows().keys() <= drawn, "run make rooms"
 
 
 @pytest.mark.parametrize("module", ["models.specs", "models.registry"])

@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.protocol import PROTOCOL, check_tuning
+from experiments.racing.protocol import PROTOCOL, check_tuning
 from mnv4_rl.atari.games import resolve_game as resolve_atari
 from mnv4_rl.procgen.games import resolve_game as resolve_procgen
 
