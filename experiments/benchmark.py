@@ -30,7 +30,7 @@ def main(args: list[str] | None = None) -> None:
     with user_errors():
         check_config(config)
         groups, tasks = plan_encoders(config), plan_training(config)
-        if not groups and not tasks:
+        if not groups and not tasks and "export" not in config.parts:
             raise ValueError("There is nothing to measure; name other --parts, or install what is missing.")
         make_folder(config.results_dir)
     tuning = tune(config.threads)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from agents.encoders import ENCODERS, policy_kwargs
 from agents.runs.config import N_ENVS, check_device
-from experiments.benchmarking import encoders, training
+from experiments.benchmarking import encoders, export, training
 from experiments.benchmarking.encoders import REFERENCE, TIMM_NAME, Group, Limits, measure_group
 from experiments.benchmarking.measuring import Row
 from experiments.benchmarking.training import Contender, Task, measure_task
@@ -21,8 +21,8 @@ from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.games import family_of, resolve_game
 from mnv4_rl.performance import THREADS
 
-Part = Literal["encoders", "end-to-end", "n-envs", "frames"]
-PARTS: tuple[Part, ...] = ("encoders", "end-to-end", "n-envs", "frames")
+Part = Literal["encoders", "end-to-end", "n-envs", "frames", "export"]
+PARTS: tuple[Part, ...] = ("encoders", "end-to-end", "n-envs", "frames", "export")
 _RANGES = {
     "n_envs": N_ENVS,
     "threads": THREADS,
@@ -37,7 +37,8 @@ class BenchmarkConfig:
     """Measure encoders and training against NatureCNN and plain stable-baselines3."""
 
     parts: tuple[Part, ...] = PARTS
-    """encoders: every encoder; end-to-end: agents; n-envs: PPO's growth with n_envs; frames: with the image."""
+    """encoders: every encoder; end-to-end: agents; n-envs: PPO's growth with n_envs; frames: with the image; export:
+    exported agents that act."""
     encoders: tuple[str, ...] = (*ENCODERS, TIMM_NAME)
     """Encoders by name; nature, which the others are compared with, always takes part."""
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda") if th.cuda.is_available() else ("cpu",)
@@ -166,6 +167,8 @@ def run(
     limits = Limits(config.dtypes, config.rounds, config.min_seconds, config.max_seconds, config.max_gigabytes * 1e9)
     n_measurements = sum((len(group.models) + 1) * len(config.dtypes) for group in groups)
     n_measurements += sum(len(contenders) for _, contenders in tasks)
+    batches = export.BATCHES if "export" in config.parts else ()
+    n_measurements += export.n_measurements(batches)
     rows: list[Row] = []
     with tqdm(total=n_measurements * config.rounds, unit="measurement", dynamic_ncols=True) as bar:
         for group in groups:
@@ -175,5 +178,9 @@ def run(
         for task, contenders in tasks:
             bar.set_description(f"{task.part}: {task.algo}, {task.n_envs} envs")
             rows += measure_task(task, contenders, config.rounds, bar.update)
+            keep(rows)
+        for batch in batches:
+            bar.set_description(f"export: batch {batch}")
+            rows += export.measure_export(batch, limits, bar.update)
             keep(rows)
     return rows

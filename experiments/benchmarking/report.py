@@ -20,7 +20,8 @@ _HEADER = (
 )  # fmt: skip
 _LEGEND = (
     "A second: images, or agent timesteps for ppo and dqn; median over rounds. Ratio: to NatureCNN (training: to plain "
-    "SB3 with NatureCNN) in the same round, median. Best dtypes: to NatureCNN in its faster dtype. Of peak: share of "
+    "SB3 with NatureCNN; export: to NatureCNN in ONNX Runtime) in the same round, median. Best dtypes: to "
+    "NatureCNN in its faster dtype. Of peak: share of "
     "the rate of a large matrix product in the same round. kB saved: by autograd for backward, an image that comes as "
     "float; of uint8: one that comes as uint8, where the encoder takes it. Encoders are timed from a uint8 batch, as a "
     "policy gets it: those that take uint8 get it as it is, the others after float() / 255, which is in their time."
@@ -127,9 +128,15 @@ def draw_frames(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set(xlabel="side of the image (pixels)", ylabel="images/s, forward+backward", yscale="log")
 
 
+def draw_export(axis: Axes, rows: Sequence[Row]) -> None:
+    """Observations acted on over NatureCNN's in ONNX Runtime, a bar a set-up and batch."""
+    bars(axis, rows, lambda row: f"batch {row.batch}", "ratio to NatureCNN in ONNX Runtime")
+
+
 _DRAW: dict[str, Callable[[Axes, Sequence[Row]], None]] = {
     "encoders": draw_encoders,
     "end-to-end": draw_end_to_end,
     "n-envs": draw_growth,
     "frames": draw_frames,
+    "export": draw_export,
 }
