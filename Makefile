@@ -1,6 +1,8 @@
 # Everything a clone needs: `make train`, `make test`. Python 3.11-3.13 and make are enough to start.
 PYTHON ?= python3
 VENV ?= .venv
+# rl_zoo3 needs older versions of two packages that constraints.txt pins.
+ZOO_VENV ?= .venv-zoo
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
@@ -15,7 +17,7 @@ JOBS ?= 2
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark test test-slow golden rooms lint format clean
+.PHONY: help install train race benchmark test test-slow golden rooms test-zoo lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +47,12 @@ test: $(STAMP)  ## The default tests (under 10 minutes on 2 cores)
 test-slow: $(STAMP)  ## The long tests: learning, memory, whole commands
 	$(PY) -m pytest -m slow
 
+test-zoo:  ## rl-zoo's train, enjoy and -optimize with our policies, in an environment of its own
+	$(PYTHON) -m venv $(ZOO_VENV)
+	grep -viE '^(pillow|python-dateutil)==' constraints.txt > $(ZOO_VENV)/constraints.txt
+	$(ZOO_VENV)/bin/python -m pip install --quiet -c $(ZOO_VENV)/constraints.txt . pytest rl_zoo3==2.9.2 requests pandas opencv-python-headless
+	$(ZOO_VENV)/bin/python -m pytest -q tests/zoo/zoo_checks.py
+
 golden: $(STAMP)  ## Rewrite the pinned numbers in tests/golden; review the diff before committing it
 	$(PY) -m tests.golden_numbers
 
@@ -61,4 +69,4 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 	$(PY) -m ruff format .
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ZOO_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,14 +14,15 @@ class SeekEnv(gym.Env):
 
     Args:
         continuous: The action is a number in [-1, 1], and pays 1 less its distance from the square's place.
-        with_vector: Observations are a Dict, ``camera`` and ``mirrored``; where that is 1 the places are swapped.
+        with_vector: Observations are a Dict, ``camera`` and ``told``: half of the time the picture is dark, and
+            ``told`` says where the square would be.
     """
 
     def __init__(self, continuous=False, with_vector=False):
         self.continuous, self.with_vector = continuous, with_vector
         self.action_space = spaces.Box(-1, 1, (1,), np.float32) if continuous else spaces.Discrete(N_PLACES)
-        vector = spaces.Box(0, 1, (1,), np.float32)
-        self.observation_space = spaces.Dict(camera=IMAGE, mirrored=vector) if with_vector else IMAGE
+        told = spaces.Box(0, 1, (N_PLACES,), np.float32)
+        self.observation_space = spaces.Dict(camera=IMAGE, told=told) if with_vector else IMAGE
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -34,18 +35,18 @@ class SeekEnv(gym.Env):
         return self.observe(), reward, self.timestep == EPISODE, False, {}
 
     def reward(self, action):
-        place = N_PLACES - 1 - self.place if self.mirrored else self.place
         if self.continuous:
-            return 1.0 - abs(float(action[0]) - (place - 1))
-        return float(action == place)
+            return 1.0 - abs(float(action[0]) - (self.place - 1))
+        return float(action == self.place)
 
     def observe(self):
         self.place = int(self.np_random.integers(N_PLACES))
-        self.mirrored = self.with_vector and bool(self.np_random.integers(2))
         image = np.zeros(IMAGE.shape, np.uint8)
         left = 2 + self.place * SIDE // N_PLACES
-        image[:, 14:22, left : left + 8] = 200
-        return {"camera": image, "mirrored": np.array([self.mirrored], np.float32)} if self.with_vector else image
+        is_told = self.with_vector and bool(self.np_random.integers(2))
+        image[:, 14:22, left : left + 8] = 0 if is_told else 200
+        told = np.eye(N_PLACES, dtype=np.float32)[self.place] * is_told
+        return {"camera": image, "told": told} if self.with_vector else image
 
     def action_masks(self):
         """For MaskablePPO: one action that is wrong is not offered."""

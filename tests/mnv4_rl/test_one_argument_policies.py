@@ -158,7 +158,7 @@ def test_policy_alone_comes_back(algorithm, tmp_path):
 
 def test_dict_images_give_the_numbers_of_sb3s_preprocessing():
     model = agent(PPO, with_vector=True, features_dim=16)
-    batch = {"camera": th.as_tensor(np.stack([o["camera"] for o in some(model)])), "mirrored": th.ones(4, 1)}
+    batch = {"camera": th.as_tensor(np.stack([o["camera"] for o in some(model)])), "told": th.ones(4, 3)}
     extractor = model.policy.features_extractor
     assert isinstance(extractor, MNV4CombinedExtractor)
     scaled = extractor({**batch, "camera": batch["camera"].float() / 255})
