@@ -6,13 +6,15 @@ agent/           weights as safetensors, and how to rebuild the agent as JSON; s
 config.yml       settings of its training
 evaluation.json  raw scores of whole games
 play.gif         the first game's first seconds
-README.md        the card: game, score, timesteps, command, commit
+play.mp4         the same, for the hub
+README.md        the card: game, score, timesteps, command, commit; on top what the model hub reads
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,12 +23,13 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.play.evaluate import Evaluation, evaluate
 from agents.play.protocols import make_protocol_env
-from agents.play.video import gif
+from agents.play.video import Mp4Writer, gif
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.config import N_ENVS, SEED
 from agents.runs.evaluation_log import record_clip
@@ -38,6 +41,7 @@ from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.options import PROTOCOLS
 from mnv4_rl.checks import check_positive, check_ranges
+from mnv4_rl.hub import front_matter
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_file
 
@@ -117,24 +121,32 @@ def play(run: FinishedRun, config: PublishAgentConfig) -> Evaluation:
         env.close()
 
 
-def clip_of(run: FinishedRun, seed: int) -> bytes:
-    """A GIF of the first seconds of a game."""
+def clip_of(run: FinishedRun, seed: int) -> list[np.ndarray]:
+    """Screens of the first seconds of a game, (height, width, 3) uint8."""
     env = make_atari_env(run.game, 1, seed)
     try:
-        screens = record_clip(run.model, env, CLIP_TIMESTEPS, seed)
+        return list(record_clip(run.model, env, CLIP_TIMESTEPS, seed))
     finally:
         env.close()
-    return gif(screens, FRAME_SKIP, scale=1, max_bytes=CLIP_BYTES)
 
 
-def write_agent(run: FinishedRun, evaluation: Evaluation, clip: bytes, folder: Path) -> None:
+def write_mp4(screens: Sequence[np.ndarray], path: Path) -> None:
+    """Write screens as an mp4 in real time."""
+    writer = Mp4Writer(path, FRAME_SKIP)
+    for screen in screens:
+        writer.add(screen)
+    writer.close()
+
+
+def write_agent(run: FinishedRun, evaluation: Evaluation, clip: Sequence[np.ndarray], folder: Path) -> None:
     """Write the agent's folder, its card last; files that were there are replaced one by one."""
     make_folder(folder)
     save_agent(run.model, folder / KEPT_AGENT, optimizer=False)
     settings = {key: value for key, value in run.settings.items() if key != "run_dir"}
     write_file(folder / "config.yml", yaml.safe_dump(settings, sort_keys=False).encode())
     write_file(folder / "evaluation.json", (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
-    write_file(folder / "play.gif", clip)
+    write_file(folder / "play.gif", gif(clip, FRAME_SKIP, scale=1, max_bytes=CLIP_BYTES))
+    write_mp4(clip, folder / "play.mp4")
     write_file(folder / "README.md", card(run, evaluation, folder).encode())
 
 
@@ -156,12 +168,19 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
         "versions": ", ".join(versions),
     }
     table = markdown_table(("", ""), rows.items())
+    environment = environment_id(run.game)
     return (
+        f"{front_matter(environment, type(run.model).__name__, evaluation.scores)}"
         f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n{table}\n\n"
         f"Watch it: `python experiments/watch.py {place}`. In code: "
         f'`from mnv4_rl import load_agent; agent = load_agent("{place / KEPT_AGENT}")`. '
         "One run of one seed: another seed may score otherwise.\n"
     )
+
+
+def environment_id(game: str) -> str:
+    """What leaderboards call a game without sticky actions that is played four frames at a time."""
+    return "".join(part.capitalize() for part in game.split("_")) + "NoFrameskip-v4"
 
 
 def main(args: list[str] | None = None) -> None:

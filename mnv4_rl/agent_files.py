@@ -5,6 +5,7 @@
     save_agent(model, "agent")
     model = load_agent("agent")       # to play: needs no environment and no memory of transitions
     model = load_agent("agent", env)  # to train on
+    model = load_agent("user/agent")  # from the model hub, with the extra ``hub``
 
 A saved agent is a folder:
 
@@ -38,6 +39,7 @@ from mnv4_rl.agent_tensors import (
     load_tensors,
     tensors_of,
 )
+from mnv4_rl.hub import agent_folder
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, Writer, check_size, open_regular
 from mnv4_rl.schemas import parse_json
 from mnv4_rl.sealed_folders import MANIFEST, SealedFolder, write_folder
@@ -84,19 +86,24 @@ def save_agent(model: BaseAlgorithm, path: str | Path, *, optimizer: bool = True
 def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.device = "auto") -> BaseAlgorithm:
     """Load an agent that :func:`save_agent` wrote, or a checkpoint of a run.
 
-    Nothing in the files is executed and nothing is fetched: the model is built from its description, whose sizes must
+    Nothing in the files is executed: the model is built from its description, whose sizes must
     be those of the weights beside it, and the weights are numbers.
 
     Args:
-        path: The agent's folder.
+        path: The agent's folder, one that was published, a file in it, or ``"user/name"`` on the model hub.
         env: Environments to go on with; None to play alone, which takes no memory of transitions.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
         ValueError: If the folder is damaged, says anything that no agent has, or does not fit ``env``; for one of
             SB3's zips, with how to load its weights.
+        OSError, ModuleNotFoundError: If it is on the hub and cannot be had; the message says what to do.
     """
-    path = Path(path)
+    with agent_folder(path) as folder:
+        return _load_folder(folder, env, device)
+
+
+def _load_folder(path: Path, env: VecEnv | None, device: str | th.device) -> BaseAlgorithm:
     if path.suffix == ".zip" or path.is_file():
         raise ValueError(
             f"{path} is no folder of save_agent. SB3's zips can run code when they are loaded: build the model as it "

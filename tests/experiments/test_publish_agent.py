@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import write_checkpoint
@@ -63,6 +64,10 @@ def test_published_agent_is_the_runs_without_its_optimiser(run, short_games, tmp
     assert "32 agent timesteps (128 frames), seed 3" in card and "commit: abc" in card
     assert "`python experiments/atari_ppo.py --seed 3`" in card
     assert (published / "play.gif").read_bytes()[:3] == b"GIF"
+    assert (published / "play.mp4").read_bytes()[4:8] == b"ftyp"
+    data = ModelCard.load(published / "README.md").data
+    assert data.library_name == "stable-baselines3" and "PongNoFrameskip-v4" in data.tags
+    assert data.eval_results[0].metric_value.startswith(f"{scores['mean']:.2f} +/- ")
     assert str(folder) not in card + (published / "config.yml").read_text()
 
 
