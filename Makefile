@@ -14,10 +14,11 @@ ENCODER ?= rl_s
 GAMES ?= pong
 SEEDS ?= 0
 JOBS ?= 2
+FUZZ_SECONDS ?= 60
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark test test-slow golden rooms test-zoo lint format clean
+.PHONY: help install train race benchmark test test-slow fuzz golden rooms test-zoo lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -52,6 +53,9 @@ test-zoo:  ## rl-zoo's train, enjoy and -optimize with our policies, in an envir
 	grep -viE '^(pillow|python-dateutil)==' constraints.txt > $(ZOO_VENV)/constraints.txt
 	$(ZOO_VENV)/bin/python -m pip install --quiet -c $(ZOO_VENV)/constraints.txt . pytest rl_zoo3==2.9.2 requests pandas opencv-python-headless
 	$(ZOO_VENV)/bin/python -m pytest -q tests/zoo/zoo_checks.py
+
+fuzz: $(STAMP)  ## Spoil files of every kind for FUZZ_SECONDS=60 a test, or as long as you like
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz
 
 golden: $(STAMP)  ## Rewrite the pinned numbers in tests/golden; review the diff before committing it
 	$(PY) -m tests.golden_numbers
