@@ -112,7 +112,7 @@ ODD = {
     "complex": lambda tensor: tensor.to(th.complex64),
     "whole numbers": lambda tensor: tensor.int(),
     "eight bits": lambda tensor: tensor.to(th.float8_e4m3fn),
-    "half as large": lambda tensor: tensor[:5],
+    "half as large": lambda tensor: tensor[: len(tensor) // 2],
     "no tensor": lambda tensor: tensor.tolist(),
     "none": lambda tensor: None,
 }
