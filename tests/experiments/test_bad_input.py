@@ -28,6 +28,7 @@ from experiments import (
     classify,
     custom_env,
     encoder_study,
+    export_agent,
     publish,
     publish_agent,
     race,
@@ -186,6 +187,7 @@ MISTAKES = [
     Mistake(benchmark, "--results-dir file/below --devices cpu --parts n-envs", "cannot be made"),
     Mistake(watch, "nowhere --no-window", "nowhere holds no run"),
     Mistake(publish_agent, "--run nowhere --agents-dir out", "nowhere holds no run"),
+    Mistake(export_agent, "nowhere", "nowhere"),
     Mistake(publish_agent, "--run run --agents-dir out --n-envs 0", "n_envs must lie in"),
     Mistake(watch, "file --no-window", "file holds no run"),
 ]

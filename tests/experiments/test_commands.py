@@ -36,6 +36,7 @@ COMMANDS = {
         "--run run --games 2 --n-envs 2 --agents-dir agents",
         "agents/breakout__ppo__rl_s__s0/README.md",
     ),
+    "export_agent": ("run --output agent.onnx --frames 20", "agent.onnx"),
     "benchmark": (
         "--parts encoders --encoders rl_s --dtypes fp32 --devices cpu --rounds 1 --min-seconds 0 --forward-batches 1 "
         "--rl-batch 2 --other-batch 2 --threads 1 --results-dir .",
