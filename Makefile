@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 60
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark test test-slow fuzz golden rooms test-zoo lint format clean
+.PHONY: help install train race benchmark test test-slow test-gpu fuzz golden rooms test-zoo lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -56,6 +56,9 @@ test-zoo:  ## rl-zoo's train, enjoy and -optimize with our policies, in an envir
 
 fuzz: $(STAMP)  ## Spoil files of every kind for FUZZ_SECONDS=60 a test, or as long as you like
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz
+
+test-gpu: $(STAMP)  ## The tests of devices alone, on every one there is (3 minutes on a GPU)
+	$(PY) -m pytest tests/gpu
 
 golden: $(STAMP)  ## Rewrite the pinned numbers in tests/golden; review the diff before committing it
 	$(PY) -m tests.golden_numbers

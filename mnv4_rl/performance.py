@@ -8,10 +8,14 @@ from __future__ import annotations
 import ctypes
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from threading import current_thread, main_thread
 
 import torch as th
 from torch import nn
+from torch.distributions import Distribution
 
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_range
 from mnv4_rl.extractors import ImageExtractor
@@ -103,9 +107,11 @@ def compile_encoders(policy: nn.Module) -> int:
     compiled = 0
     for extractor in [module for module in policy.modules() if isinstance(module, ImageExtractor)]:
         network = extractor.network
-        network.compile(mode="reduce-overhead")
+        device = next(network.parameters()).device
+        # CUDA graphs are of fixed shapes: acting and minibatches get one each.
+        network.compile(mode="reduce-overhead", dynamic=False if device.type == "cuda" else None)
         try:
-            example = th.zeros((8, *extractor.image_shape), dtype=th.uint8, device=next(network.parameters()).device)
+            example = th.zeros((8, *extractor.image_shape), dtype=th.uint8, device=device)
             with th.no_grad():
                 network(example)
             compiled += 1
@@ -113,6 +119,23 @@ def compile_encoders(policy: nn.Module) -> int:
             network._compiled_call_impl = None
             warnings.warn(f"{type(extractor).__name__} is not compiled: {error}", RuntimeWarning, stacklevel=2)
     return compiled
+
+
+@contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Let PyTorch's distributions take their arguments as they are: each look at them waits for a GPU.
+
+    The setting is the process's; threads beside the main one leave it alone.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _keep_freed_memory() -> bool:

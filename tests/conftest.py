@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch as th
 
 from agents.ppo import PPOHyperparameters, build_ppo
 from mnv4_rl.atari import make_atari_env
@@ -17,6 +18,12 @@ def _ctrl_c_interrupts():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if th.cuda.is_available() else [])])
+def device(request):
+    """Every kind of device there is."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

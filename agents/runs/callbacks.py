@@ -227,7 +227,8 @@ def encoder_health(model: BaseAlgorithm, observations: np.ndarray) -> dict[str, 
     hooks = [block.register_forward_hook(_std_hook(values, name)) for name, block in _blocks(encoder)]
     try:
         tensor = model.policy.obs_to_tensor(observations)[0]
-        features = model.policy.extract_features(tensor, encoder)  # type: ignore[arg-type]  # (N, features_dim)
+        with th.compiler.set_stance("force_eager"):  # a compiled encoder runs no hooks
+            features = model.policy.extract_features(tensor, encoder)  # type: ignore[arg-type]  # (N, features_dim)
     finally:
         for hook in hooks:
             hook.remove()

@@ -24,6 +24,7 @@ from agents.runs.state import Clock, State, restore_counters
 from mnv4_rl.agent_files import REPLAY
 from mnv4_rl.agent_tensors import NonFiniteError, check_finite
 from mnv4_rl.native_env import NativeVecEnv
+from mnv4_rl.performance import unchecked_distributions
 
 _SEED_LIMIT = 2**30
 
@@ -195,7 +196,7 @@ def _learn(
     if needs_refill(model, resume):
         callbacks.append(RefillReplay(model.learning_starts))  # type: ignore[attr-defined]
     try:
-        with stop_on_signals(stop):
+        with stop_on_signals(stop), unchecked_distributions():
             _learn_finite(model, plan.total_timesteps - model.num_timesteps, CallbackList(callbacks))
             if checkpoints.gave_up_rollout:
                 checkpoints.give_back()

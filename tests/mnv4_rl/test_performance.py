@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch as th
+from torch.distributions import Categorical
 
 from mnv4_rl import performance
 
@@ -73,6 +74,14 @@ def test_fewer_than_one_thread_is_refused_before_anything_changes(libc, threads)
     with pytest.raises(ValueError, match="threads must be a whole number of at least 1, got"):
         performance.tune(threads)
     assert libc.calls == []
+
+
+def test_distributions_go_unchecked_inside_alone():
+    wrong = th.tensor([float("nan"), 1.0])
+    with performance.unchecked_distributions():
+        Categorical(logits=wrong)
+    with pytest.raises(ValueError):
+        Categorical(logits=wrong)
 
 
 def test_tune_changes_no_number():
