@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -19,14 +19,14 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mnv4_rl.checks import check_positive
-from mnv4_rl.models.layers import MAX_BYTE
+from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network, build
 from mnv4_rl.models.registry import get_spec
 from mnv4_rl.models.specs import GridHeadSpec, NetworkSpec
-from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, is_image, read_layout, warn_of_matrix
+from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
 from mnv4_rl.weights.pretrained import PretrainedWeights, freeze_trunk
 
@@ -54,8 +54,11 @@ class ImageExtractor(BaseFeaturesExtractor):
         ValueError: If the space is no image; the message says what came, what is allowed and what to do.
     """
 
-    network: nn.Module
+    if TYPE_CHECKING:  # TorchScript reads what a class says of its attributes, and knows none of these
+        network: nn.Module
+
     takes_bytes = True  # whether the network itself divides uint8 by 255
+    __jit_unused_properties__: ClassVar[list[str]] = ["channels_last", "image_shape"]  # TorchScript holds no layout
 
     def __init__(
         self,
@@ -71,6 +74,9 @@ class ImageExtractor(BaseFeaturesExtractor):
         self.accepts_uint8 = layout.is_bytes
         # uint8 for a float space are pixels; for a space of integers they are those.
         self._divides_uint8 = layout.is_bytes or np.issubdtype(observation_space.dtype, np.floating)
+        self._divides_floats = layout.is_bytes and layout.is_folded  # SB3 takes these for no image
+        self._keeps_uint8 = self.takes_bytes
+        self._axes, self._is_channels_last = len(layout.shape), layout.channels_last
         self._may_be_unscaled = layout.is_bytes and not layout.is_folded and not normalized_image
 
     @property
@@ -96,19 +102,15 @@ class ImageExtractor(BaseFeaturesExtractor):
         Raises:
             ValueError: If a 3-D uint8 space arrives as floats above 1, that is with SB3's ``normalize_images=False``.
         """
-        return self.network(self.layout.fold(self._scaled(observations)))
+        if not th.jit.is_scripting():
+            self._check(observations)
+        images = scaled(observations, self._divides_uint8, self._keeps_uint8, self._divides_floats)
+        return self.network(fold(images, self._axes, self._is_channels_last))
 
-    def _scaled(self, observations: Tensor) -> Tensor:
-        """Floats of the scale the network wants, or bytes that it divides itself."""
-        if observations.dtype == th.uint8 and self._divides_uint8:
-            return observations if self.takes_bytes else observations.float().div_(MAX_BYTE)
-        if not observations.is_floating_point():
-            observations = observations.float()
-        if self.accepts_uint8 and self.layout.is_folded:
-            return observations / MAX_BYTE
-        if self._may_be_unscaled and not th.compiler.is_compiling():
-            self._check_scale(observations)
-        return observations
+    def _check(self, observations: Tensor) -> None:
+        """What is looked at in the observations themselves, before they are used and where they can be."""
+        if self._may_be_unscaled and has_values(observations) and observations.dtype != th.uint8:
+            self._check_scale(observations.detach())
 
     def apply(self, fn: Any) -> ImageExtractor:
         """As :meth:`torch.nn.Module.apply`, except that SB3's orthogonal initialisation passes this module by.
@@ -134,6 +136,23 @@ class ImageExtractor(BaseFeaturesExtractor):
         self._may_be_unscaled = peak == 0.0
 
 
+@fx.wrap  # torch.fx cannot follow what it decides by dtypes
+def scaled(observations: Tensor, divides_uint8: bool, takes_bytes: bool, divides_floats: bool) -> Tensor:
+    """Floats of the scale a network wants, or bytes that it divides itself.
+
+    Args:
+        observations: (N, ...), of any dtype.
+        divides_uint8: Whether uint8 are pixels in [0, 255].
+        takes_bytes: Whether the network divides those by 255 itself.
+        divides_floats: Whether floats are pixels in [0, 255] too.
+    """
+    if divides_uint8 and observations.dtype == th.uint8:
+        return observations if takes_bytes else observations.float() / 255
+    if not observations.is_floating_point():
+        observations = observations.float()
+    return observations / 255 if divides_floats else observations
+
+
 class MNV4Extractor(ImageExtractor):
     """MobileNetV4-style image encoder: ``policy_kwargs=dict(features_extractor_class=MNV4Extractor)``.
 
@@ -146,7 +165,8 @@ class MNV4Extractor(ImageExtractor):
 
     Args:
         observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
-        features_dim: Width of the features, at least 1.
+        features_dim: Width of the features, at least 1. Of an ``rl_s`` a quarter are constants, the same for every
+            image: 384 of its 512 features depend on what is seen.
         variant: Any name of :func:`mnv4_rl.list_models`, or a :class:`mnv4_rl.models.specs.NetworkSpec` of your own.
         normalized_image: Take the numbers as they are, as floats, whatever their type and bounds.
         channels_last: Whether the image is (H, W, C) when it arrives here; None finds out, and asks where nobody can
@@ -158,16 +178,18 @@ class MNV4Extractor(ImageExtractor):
             its BatchNorm.
         frozen: Never change the pretrained stem and stages; only the fully connected layer behind them is trained.
         frame_channels: Channels of one frame where the image is a stack of them: 1 for grey, 3 for RGB. None takes a
-            multiple of 3 for RGB (3 channels for one frame, 12 for four), any other number for grey frames. RL variants
-            start nearly blind to what all frames of a stack have in common, colour by colour.
+            multiple of 3 for RGB (3 channels for one frame, 12 for four), any other number for grey frames, unless the
+            frames have an axis of their own. RL variants start nearly blind to what all frames of a stack have in
+            common, colour by colour.
 
     Raises:
         ValueError: If the space is no image, the variant unknown, the file does not fit, or frozen is not pretrained.
         FileNotFoundError: At the first batch, if the file was not there and no agent was loaded; it warns before.
     """
 
-    network: Network
-    weights: PretrainedWeights | None
+    if TYPE_CHECKING:
+        network: Network
+        weights: PretrainedWeights | None
 
     def __init__(
         self,
@@ -192,11 +214,11 @@ class MNV4Extractor(ImageExtractor):
             freeze_trunk(self.network)
         self.train()
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """As :meth:`ImageExtractor.forward`; FileNotFoundError if pretrained weights never came."""
+    def _check(self, observations: Tensor) -> None:
+        """As :meth:`ImageExtractor._check`; FileNotFoundError if pretrained weights never came."""
         if self.weights is not None:
             self.weights.check()
-        return super().forward(observations)
+        super()._check(observations)
 
     def train(self, mode: bool = True) -> MNV4Extractor:
         """As :meth:`torch.nn.Module.train`, except that BatchNorm always uses the statistics it came with.

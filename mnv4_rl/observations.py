@@ -71,20 +71,23 @@ class ImageLayout:
         channels, height, width = (c, a, b) if self.channels_last else (a, b, c)
         return self.frames * channels, height, width
 
-    def fold(self, observations: Tensor) -> Tensor:
-        """Observations as the network reads them.
 
-        Args:
-            observations: (N, *shape).
+def fold(observations: Tensor, axes: int, channels_last: bool) -> Tensor:
+    """Observations as a network reads them.
 
-        Returns:
-            (N, *image_shape), a view wherever one is possible.
-        """
-        if len(self.shape) == 2:
-            return observations.unsqueeze(1)
-        if self.channels_last:
-            observations = observations.movedim(-1, -3)
-        return observations.flatten(1, 2) if len(self.shape) == 4 else observations
+    Args:
+        observations: (N, H, W), (N, *image) or (N, frames, *image).
+        axes: Axes of one observation: 2, 3 or 4.
+        channels_last: Whether an image is (H, W, C), not (C, H, W).
+
+    Returns:
+        (N, channels, H, W) with the frames side by side in the channels, a view wherever one is possible.
+    """
+    if axes == 2:
+        return observations.unsqueeze(1)
+    if channels_last:
+        observations = observations.movedim(-1, -3)
+    return observations.flatten(1, 2) if axes == 4 else observations
 
 
 def read_layout(space: gym.Space, normalized_image: bool = False, channels_last: bool | None = None) -> ImageLayout:

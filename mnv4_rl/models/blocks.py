@@ -12,9 +12,9 @@ import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv4_rl.checks import check_heads, check_kernel, check_positive
-from mnv4_rl.models.layers import ConvNorm, DropPath, LayerScale, make_activation, make_norm
-from mnv4_rl.models.specs import ActivationName, MobileMQASpec, NormName, SESpec, UIBSpec
+from mnv4_rl.checks import check_heads, check_kernel, check_positive, check_range
+from mnv4_rl.models.layers import ConvNorm, DropPath, LayerScale, inside_transform, make_activation, make_norm
+from mnv4_rl.models.specs import RATIO, ActivationName, NormName, check_kv_heads, check_uib
 
 
 class Stem(nn.Module):
@@ -48,9 +48,13 @@ class Stem(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = ConvNorm(in_channels, out_channels, kernel_size, stride, norm=norm, activation=activation)
+        self.conv.conv.reads_images = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a batch of images to the first feature map."""
+        if not th.jit.is_scripting():
+            if inside_transform():  # a batch of batches has no such format
+                return self.conv(x)
         return self.conv(x.contiguous(memory_format=th.channels_last))
 
 
@@ -145,14 +149,8 @@ class UIB(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        # The row's checks are the block's checks: kernels odd, a stride carried by a depthwise convolution.
-        UIBSpec(
-            out_channels=out_channels,
-            expanded_channels=expanded_channels,
-            start_dw_kernel_size=start_dw_kernel_size,
-            middle_dw_kernel_size=middle_dw_kernel_size,
-            stride=stride,
-        )
+        check_positive(out_channels=out_channels, expanded_channels=expanded_channels, stride=stride)
+        check_uib(start_dw_kernel_size, middle_dw_kernel_size, stride)
         inner = norm if inner_norm is None else inner_norm
         start_stride, middle_stride = (1, stride) if middle_dw_kernel_size else (stride, 1)
         self.has_skip = stride == 1 and in_channels == out_channels
@@ -219,7 +217,7 @@ class SE(nn.Module):
     def __init__(self, channels: int, squeeze_ratio: float = 0.25, activation: ActivationName = "relu") -> None:
         super().__init__()
         check_positive(channels=channels)
-        SESpec(squeeze_ratio=squeeze_ratio)
+        check_range("squeeze_ratio", squeeze_ratio, RATIO)
         squeezed = max(1, int(channels * squeeze_ratio))
         self.squeeze = nn.Conv2d(channels, squeezed, 1)
         self.activation = make_activation(activation)
@@ -279,7 +277,8 @@ class MobileMQA(nn.Module):
         super().__init__()
         self.num_heads, self.kv_heads = num_heads, kv_heads
         self.key_dim = check_heads(channels, num_heads) if key_dim is None else key_dim
-        MobileMQASpec(num_heads=num_heads, key_dim=self.key_dim, kv_heads=kv_heads, kv_stride=kv_stride)
+        check_positive(num_heads=num_heads, key_dim=self.key_dim, kv_stride=kv_stride)
+        check_kv_heads(kv_heads, num_heads)
         width = num_heads * self.key_dim
         if not output_projection and width != channels:
             raise ValueError(
@@ -304,9 +303,9 @@ class MobileMQA(nn.Module):
         q = _split_heads(self.query(y), self.num_heads)  # (N, heads, H*W, key_dim)
         k = _split_heads(self.key(self.key_reduction(y)), self.kv_heads)  # (N, kv_heads, M, key_dim)
         v = _split_heads(self.value(self.value_reduction(y)), self.kv_heads)
-        shape = (-1, self.num_heads, -1, -1)
-        y = self.attention(q, k.expand(shape), v.expand(shape))  # (N, heads, H*W, key_dim)
-        y = y.transpose(2, 3).reshape(x.shape[0], -1, *x.shape[2:])  # (N, heads*key_dim, H, W), head-major
+        k, v = k.expand(-1, self.num_heads, -1, -1), v.expand(-1, self.num_heads, -1, -1)
+        y = self.attention(q, k, v)  # (N, heads, H*W, key_dim)
+        y = y.transpose(2, 3).reshape(x.shape[0], -1, x.shape[2], x.shape[3])  # (N, heads*key_dim, H, W), head-major
         return x + self.drop_path(self.layer_scale(self.output(y)))
 
 
@@ -315,6 +314,9 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend: (N, heads, L, D), (N, heads, M, D), (N, heads, M, D) -> (N, heads, L, D)."""
+        if not th.jit.is_scripting():
+            if inside_transform():  # the fused kernels have no forward mode
+                return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(-1) @ v
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -332,4 +334,4 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     them so and is not copied.
     """
     positions = x.flatten(2).transpose(1, 2).contiguous()  # (N, H*W, heads*D)
-    return positions.unflatten(2, (heads, -1)).transpose(1, 2)
+    return positions.view(positions.shape[0], positions.shape[1], heads, -1).transpose(1, 2)

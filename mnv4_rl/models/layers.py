@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch as th
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from mnv4_rl.checks import check_choice, check_positive
-from mnv4_rl.models.specs import ACTIVATIONS, NORMS, ActivationName, NormName
+from mnv4_rl.models.specs import ACTIVATIONS, NORMS, ActivationName, NormName, Size
 
 GROUP_SIZE = 8
 MAX_BYTE = 255
@@ -34,9 +36,8 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each position's channel vector."""
-        if x.dim() == 2:
-            return super().forward(x)
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
 
 
 def group_size(channels: int) -> int:
@@ -71,14 +72,14 @@ def make_norm(norm: NormName, channels: int) -> nn.Module:
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": partial(nn.ReLU, inplace=True),
+    "relu": nn.ReLU,  # not in place: hooks see what a layer put out, and backward keeps the same bytes
     "silu": nn.SiLU,
     "gelu": nn.GELU,  # the exact one, by the error function
 }
 
 
 def make_activation(activation: ActivationName | None) -> nn.Module:
-    """Activation by name, identity for None. ReLU works in place: it always follows a layer that made its input.
+    """Activation by name, identity for None.
 
     Raises:
         ValueError: For an unknown name.
@@ -114,21 +115,114 @@ class _ConvolveBytes(th.autograd.Function):
         return None, grad_weight / MAX_BYTE if wants_weight else None, grad_bias, None, None, None
 
 
+def inside_transform() -> bool:
+    """Whether a function of :mod:`torch.func`, such as ``vmap``, or forward-mode differentiation is at work.
+
+    What only saves time or memory is left out there. torch has no public way to ask.
+    """
+    if th.compiler.is_compiling():
+        return False
+    return th._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at, and looking changes nothing.
+
+    Not while tracing, exporting or compiling, on the meta device, or for what only stands for a tensor: those of
+    torch.fx, FakeTensorMode and :mod:`torch.func`.
+    """
+    if th.compiler.is_compiling() or th.jit.is_tracing() or inside_transform():
+        return False
+    return type(x) in (Tensor, nn.Parameter) and not x.is_meta and not is_in_torch_dispatch_mode()
+
+
+# Wrapped functions stay one call in a graph of torch.fx, which cannot follow what they decide by dtypes and sizes.
+@fx.wrap
+def convolve_image(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """Convolve an image with zero padding; uint8 is read as divided by 255."""
+    if image.dtype != th.uint8:
+        return F.conv2d(image, weight, bias, stride, padding, groups=groups)
+    if not th.jit.is_scripting():
+        # Where there is no backward, the bookkeeping would take a fifth of the stem's time at 8 images; and a traced
+        # network with a function from Python in it could not be saved.
+        if th.is_grad_enabled() and not th.jit.is_tracing() and not inside_transform():
+            return _ConvolveBytes.apply(image, weight, bias, stride, padding, groups)
+    return F.conv2d(image.to(weight.dtype), weight / 255, bias, stride, padding, groups=groups)
+
+
+@fx.wrap
+def pad_to_stride(x: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Zeros on all sides of (N, C, H, W), so that a kernel without padding finds ``ceil(size / stride)`` places."""
+    height, width = x.shape[2], x.shape[3]  # never divided as negative numbers, which ONNX rounds towards 0
+    down = max(0, (height - 1) // stride * stride + kernel_size - height)
+    right = max(0, (width - 1) // stride * stride + kernel_size - width)
+    if down == 0 and right == 0:
+        return x
+    return F.pad(x, [right // 2, right - right // 2, down // 2, down - down // 2])
+
+
+@fx.wrap
+def pool_to_grid(x: Tensor, height: int, width: int) -> Tensor:
+    """Average a map (N, C, H, W) down to (N, C, height, width); a map of that size is returned as it is."""
+    if x.shape[2] == height and x.shape[3] == width:
+        return x
+    if not th.jit.is_scripting():
+        if th.onnx.is_in_onnx_export():  # ONNX has no pooling by windows of different sizes
+            rows, columns = _pooling(int(x.shape[2]), height), _pooling(int(x.shape[3]), width)
+            return rows.to(x) @ x @ columns.T.to(x)
+    return F.adaptive_avg_pool2d(x, (height, width))
+
+
+def _pooling(size: int, cells: int) -> Tensor:
+    """The matrix (cells, size) that averages as :func:`torch.nn.functional.adaptive_avg_pool2d` does along an axis."""
+    matrix = np.zeros((cells, size), np.float32)
+    for cell in range(cells):
+        start, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+        matrix[cell, start:end] = 1 / (end - start)
+    return th.from_numpy(matrix)
+
+
+class GridPool(nn.Module):
+    """Averages maps down to a grid; one of its size passes as it is.
+
+    Args:
+        grid: Rows and columns.
+
+    Shape:
+        (N, C, H, W) -> (N, C, *grid).
+    """
+
+    def __init__(self, grid: Size) -> None:
+        super().__init__()
+        self.rows, self.columns = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average."""
+        return pool_to_grid(x, self.rows, self.columns)
+
+
 class Conv2d(nn.Conv2d):
-    """As :class:`torch.nn.Conv2d` with zero padding, and a uint8 image is read as if it were divided by 255.
+    """As :class:`torch.nn.Conv2d` with zero padding, and with two abilities.
 
     Attributes:
         gain: None, or what the stored weight is multiplied by before it is used; see :meth:`set_gain`.
+        reads_images: Whether a uint8 image is read as if it were divided by 255, as a stem's convolution does.
 
     Shape:
-        (N, in_channels, H, W), float or uint8 -> (N, out_channels, H', W') float.
+        (N, in_channels, H, W) float -> (N, out_channels, H', W') float.
     """
-
-    gain: Tensor | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("gain", None)
+        self.reads_images = False
 
     @th.no_grad()
     def set_gain(self, gain: float) -> None:
@@ -145,14 +239,13 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         weight = self.weight if self.gain is None else self.weight * self.gain
-        if x.dtype != th.uint8:
-            return self._conv_forward(x, weight, self.bias)
-        arguments = (x, weight, self.bias, self.stride, self.padding, self.groups)
-        # Where there is no backward, the bookkeeping would take a fifth of the stem's time at 8 images; and a traced
-        # network with a function from Python in it could not be saved.
-        has_backward = th.is_grad_enabled() and not th.jit.is_tracing()
-        return _ConvolveBytes.apply(*arguments) if has_backward else _ConvolveBytes.forward(*arguments)
+        if self.reads_images:
+            return convolve_image(x, weight, self.bias, self.stride, self.padding, self.groups)  # type: ignore[arg-type]
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
 
 
 class SamePadConv2d(Conv2d):
@@ -171,18 +264,10 @@ class SamePadConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad where the kernel hangs over, then convolve."""
-        vertical, horizontal = self._missing(x.shape[2]), self._missing(x.shape[3])
-        if any(vertical + horizontal):
-            x = F.pad(x, (*horizontal, *vertical))
-        return super().forward(x)
-
-    def _missing(self, size: int) -> tuple[int, int]:
-        kernel, stride = int(self.kernel_size[0]), int(self.stride[0])
-        total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
-        return total // 2, total - total // 2
+        return self._convolve(pad_to_stride(x, self.kernel_size[0], self.stride[0]))
 
 
-def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, bias: bool) -> nn.Conv2d:
+def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, bias: bool) -> Conv2d:
     """Convolution that keeps ``ceil(size / stride)`` positions, whatever its kernel."""
     if kernel_size % 2 == 0:
         return SamePadConv2d(in_channels, out_channels, kernel_size, stride, bias=bias)
@@ -267,5 +352,5 @@ class DropPath(nn.Module):
         """Scale each image of (N, C, H, W) by 0 or 1 / (1 - rate)."""
         if not self.training or self.rate == 0:
             return x
-        kept = x.new_empty((len(x), 1, 1, 1)).bernoulli_(1 - self.rate)
+        kept = x.new_empty([x.shape[0], 1, 1, 1]).bernoulli_(1 - self.rate)
         return x * kept / (1 - self.rate)

@@ -6,14 +6,16 @@ Sizes for ``rl_s`` on Atari: (N, 4, 84, 84) -> stem (N, 16, 21, 21) -> stages (N
 from __future__ import annotations
 
 import math
-from functools import singledispatch
+from dataclasses import is_dataclass
+from typing import Any
 
-from torch import Tensor, nn
+import torch as th
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mnv4_rl.checks import check_positive
 from mnv4_rl.models.blocks import SE, UIB, FusedIB, MobileMQA, Stem
-from mnv4_rl.models.layers import ConvNorm, DropPath, make_activation, make_norm
+from mnv4_rl.models.layers import ConvNorm, DropPath, GridPool, make_activation, make_norm
 from mnv4_rl.models.specs import (
     BlockSpec,
     ConvSpec,
@@ -65,15 +67,26 @@ class Network(nn.Module):
         Raises:
             ValueError: If ``x`` is not a batch of images with ``in_channels`` channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"{self.spec.name} expects images (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}; "
-                "add a batch dimension with x[None], move the channels with x.permute(0, 3, 1, 2), or build the model "
-                "with another in_channels."
-            )
+        if not th.jit.is_scripting():
+            check_image_batch(x, self.in_channels, self.spec.name)
         x = self.stem(x)
         x = self.stages(x)
         return self.head(x)
+
+
+def check_image_batch(x: Tensor, in_channels: int, name: str) -> None:
+    """Refuse what is no batch of a network's images; what torch.fx traces with has no shape yet and passes.
+
+    Raises:
+        ValueError: If ``x`` is not (N, in_channels, H, W).
+    """
+    if isinstance(x, fx.Proxy) or (x.dim() == 4 and x.shape[1] == in_channels):
+        return
+    raise ValueError(
+        f"{name} expects images (N, {in_channels}, H, W), got shape {tuple(x.shape)}; "
+        "add a batch dimension with x[None], move the channels with x.permute(0, 3, 1, 2), or build the model "
+        "with another in_channels."
+    )
 
 
 class PooledHead(nn.Module):
@@ -124,6 +137,7 @@ class GridHead(nn.Module):
         self.gain, self.constant = spec.gain, spec.constant
         self.constants = spec.features_dim - spec.image_features
         channels = spec.squeeze_channels or in_channels
+        self.pool = GridPool(self.grid)
         self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
         self.fc = nn.Linear(channels * math.prod(self.grid), spec.image_features, bias=spec.norm == "none")
         self.norm = make_norm(spec.norm, spec.image_features)
@@ -132,18 +146,16 @@ class GridHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_features)."""
-        if x.shape[2:] != self.grid:
-            x = F.adaptive_avg_pool2d(x, self.grid)
+        x = self.squeeze(self.pool(x))
         # Position-major, channels innermost: for a channels-last map flattening is then a view.
-        x = self.squeeze(x).permute(0, 2, 3, 1).flatten(1)
+        x = x.permute(0, 2, 3, 1).flatten(1)
         features = self.gain * self.activation(self.norm(self.fc(x)))  # (N, image_features)
-        if self.constants:
-            features = F.pad(features, (0, self.constants), value=self.constant)
+        if self.constants > 0:
+            features = F.pad(features, [0, self.constants], value=self.constant)
         return self.classifier(features)
 
 
-@singledispatch
-def build_block(block: BlockSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
+def build_block(block: BlockSpec, in_channels: int, network: NetworkSpec) -> nn.Module:
     """One block from its row.
 
     Args:
@@ -151,80 +163,24 @@ def build_block(block: BlockSpec, in_channels: int, network: NetworkSpec) -> tup
         in_channels: Channels of the map that comes in.
         network: The network it belongs to; gives norms, activation and layer scale.
 
-    Returns:
-        The module and the channels of the map it returns.
-
     Raises:
         TypeError: For a row of a kind nobody builds.
     """
-    raise TypeError(f"No block is built from {block!r}; register one with build_block.register.")
-
-
-@build_block.register
-def _(block: ConvSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
-    conv = ConvNorm(
-        in_channels,
-        block.out_channels,
-        block.kernel_size,
-        block.stride,
-        norm=network.norm,
-        activation=network.activation,
-    )
-    return conv, block.out_channels
-
-
-@build_block.register
-def _(block: FusedIBSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
-    fused = FusedIB(
-        in_channels,
-        block.out_channels,
-        block.expanded_channels,
-        block.kernel_size,
-        block.stride,
-        network.norm,
-        network.inner_norm,
-        network.activation,
-    )
-    return fused, block.out_channels
-
-
-@build_block.register
-def _(block: UIBSpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
-    uib = UIB(
-        in_channels,
-        block.out_channels,
-        block.expanded_channels,
-        block.start_dw_kernel_size,
-        block.middle_dw_kernel_size,
-        block.stride,
-        network.norm,
-        network.inner_norm,
-        network.activation,
-        network.layer_scale,
-    )
-    return uib, block.out_channels
-
-
-@build_block.register
-def _(block: SESpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
-    return SE(in_channels, block.squeeze_ratio, network.activation), in_channels
-
-
-@build_block.register
-def _(block: MobileMQASpec, in_channels: int, network: NetworkSpec) -> tuple[nn.Module, int]:
-    attention = MobileMQA(
-        in_channels,
-        block.num_heads,
-        block.key_dim,
-        block.kv_heads,
-        block.kv_stride,
-        block.kv_depthwise,
-        block.bias,
-        block.output_projection,
-        network.norm if block.normalized else "none",
-        network.layer_scale,
-    )
-    return attention, in_channels
+    row = dict(vars(block)) if is_dataclass(block) else {}
+    inner: dict[str, Any] = {"norm": network.norm, "inner_norm": network.inner_norm, "activation": network.activation}
+    match block:
+        case ConvSpec():
+            return ConvNorm(in_channels, **row, norm=network.norm, activation=network.activation)
+        case FusedIBSpec():
+            return FusedIB(in_channels, **row, **inner)
+        case UIBSpec():
+            return UIB(in_channels, **row, **inner, layer_scale=network.layer_scale)
+        case SESpec():
+            return SE(in_channels, **row, activation=network.activation)
+        case MobileMQASpec():
+            norm = network.norm if row.pop("normalized") else "none"
+            return MobileMQA(in_channels, **row, norm=norm, layer_scale=network.layer_scale)
+    raise TypeError(f"No block is built from {block!r}; known are the rows of mnv4_rl.models.specs.BlockSpec.")
 
 
 def build_stem(network: NetworkSpec, in_channels: int) -> Stem:
@@ -242,8 +198,8 @@ def build_stages(network: NetworkSpec) -> nn.Sequential:
     for rows in network.stages:
         stage = nn.Sequential()
         for row in rows:
-            block, channels = build_block(row, channels, network)
-            stage.append(block)
+            stage.append(build_block(row, channels, network))
+            channels = getattr(row, "out_channels", channels)
         stages.append(stage)
     return stages
 

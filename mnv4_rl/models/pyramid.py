@@ -31,17 +31,22 @@ class FeaturePyramid(nn.Module):
         self.channels, self.reductions = pyramid_shape(network.spec)
         self.stem = network.stem
         self.stages = network.stages
+        # What a strided block reads is the last map of its size.
+        self._halves = [block.stride > 1 for block in network.spec.blocks()]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pixels to maps, largest first."""
         maps: list[Tensor] = []
         x = self.stem(x)
-        for stage, rows in zip(self.stages, self.spec.stages, strict=True):
-            for block, row in zip(stage, rows, strict=True):  # type: ignore[call-overload]
-                if row.stride > 1:  # what a strided block reads is the last map of its size
+        index = 0
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                if self._halves[index]:
                     maps.append(x)
                 x = block(x)
-        return [*maps, x]
+                index += 1
+        maps.append(x)
+        return maps
 
 
 def pyramid_shape(spec: NetworkSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:

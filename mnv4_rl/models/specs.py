@@ -20,6 +20,7 @@ Size: TypeAlias = tuple[int, int]
 
 NORMS: tuple[NormName, ...] = ("none", "batch", "group", "layer")
 ACTIVATIONS: tuple[ActivationName, ...] = ("relu", "silu", "gelu")
+RATIO = Interval(0, 1, includes_low=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +83,22 @@ class UIBSpec:
 
     def __post_init__(self) -> None:
         check_positive(out_channels=self.out_channels, expanded_channels=self.expanded_channels, stride=self.stride)
-        check_kernel("start_dw_kernel_size", self.start_dw_kernel_size, allow_zero=True)
-        check_kernel("middle_dw_kernel_size", self.middle_dw_kernel_size, allow_zero=True)
-        if self.stride > 1 and not (self.start_dw_kernel_size or self.middle_dw_kernel_size):
-            raise ValueError(
-                f"A UIB with stride {self.stride} needs a depthwise convolution to carry it: "
-                "set start_dw_kernel_size or middle_dw_kernel_size to an odd number, or the stride to 1."
-            )
+        check_uib(self.start_dw_kernel_size, self.middle_dw_kernel_size, self.stride)
 
-    @property
-    def kind(self) -> str:
-        """The paper's name for this setting of the two depthwise kernels (section 3)."""
-        names = {(True, True): "ExtraDW", (False, True): "IB", (True, False): "ConvNext", (False, False): "FFN"}
-        return names[self.start_dw_kernel_size > 0, self.middle_dw_kernel_size > 0]
+
+def check_uib(start_dw_kernel_size: int, middle_dw_kernel_size: int, stride: int) -> None:
+    """Refuse depthwise kernels without a centre, and a stride that none of them carries.
+
+    Raises:
+        ValueError: Saying which, and what is allowed.
+    """
+    check_kernel("start_dw_kernel_size", start_dw_kernel_size, allow_zero=True)
+    check_kernel("middle_dw_kernel_size", middle_dw_kernel_size, allow_zero=True)
+    if stride > 1 and not (start_dw_kernel_size or middle_dw_kernel_size):
+        raise ValueError(
+            f"A UIB with stride {stride} needs a depthwise convolution to carry it: "
+            "set start_dw_kernel_size or middle_dw_kernel_size to an odd number, or the stride to 1."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,7 @@ class SESpec:
     squeeze_ratio: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 < self.squeeze_ratio <= 1:
-            raise ValueError(f"squeeze_ratio must lie in (0, 1], got {self.squeeze_ratio!r}.")
+        check_range("squeeze_ratio", self.squeeze_ratio, RATIO)
 
     @property
     def stride(self) -> int:
@@ -128,13 +131,22 @@ class MobileMQASpec:
 
     def __post_init__(self) -> None:
         check_positive(num_heads=self.num_heads, key_dim=self.key_dim, kv_stride=self.kv_stride)
-        if self.kv_heads not in (1, self.num_heads):
-            raise ValueError(f"kv_heads must be 1 or num_heads ({self.num_heads}), got {self.kv_heads!r}.")
+        check_kv_heads(self.kv_heads, self.num_heads)
 
     @property
     def stride(self) -> int:
         """Attention keeps the map: every position asks, whatever the stride of keys and values."""
         return 1
+
+
+def check_kv_heads(kv_heads: int, num_heads: int) -> None:
+    """Refuse key and value heads that are neither shared by all query heads nor one for each.
+
+    Raises:
+        ValueError: For anything but 1 and ``num_heads``.
+    """
+    if kv_heads not in (1, num_heads):
+        raise ValueError(f"kv_heads must be 1 or num_heads ({num_heads}), got {kv_heads!r}.")
 
 
 BlockSpec: TypeAlias = ConvSpec | FusedIBSpec | UIBSpec | SESpec | MobileMQASpec
@@ -150,8 +162,7 @@ class PooledHeadSpec:
 
     def __post_init__(self) -> None:
         check_positive(hidden_features=self.hidden_features)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}.")
+        check_range("dropout", self.dropout, Interval(0, 1, includes_high=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +196,8 @@ class GridHeadSpec:
         check_range("constant", self.constant, Interval(0))
         check_range("constant_share", self.constant_share, Interval(0, 1, includes_high=False))
         check_choice("norm", self.norm, NORMS)
+        if self.norm == "batch":
+            raise ValueError("The norm of features must have no train and eval mode: 'none', 'group' or 'layer'.")
         check_choice("activation", self.activation, ACTIVATIONS)
 
     @property

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import torch as th
 from torch import nn
 
+from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network
 from mnv4_rl.weights import load_pretrained
 from mnv4_rl.weights.files import Pretrained
@@ -34,7 +36,8 @@ class PretrainedWeights(nn.Module):
         ValueError: If the file is there and does not fit.
     """
 
-    arrived: th.Tensor
+    if TYPE_CHECKING:  # TorchScript would read it
+        arrived: th.Tensor
 
     def __init__(self, network: Network, pretrained: Pretrained) -> None:
         super().__init__()
@@ -54,10 +57,14 @@ class PretrainedWeights(nn.Module):
     def check(self) -> None:
         """Refuse to run on random weights where trained ones were asked for. After the first success it costs nothing.
 
+        It passes where no numbers can be looked at, as while exporting or compiling.
+
         Raises:
             FileNotFoundError: If neither the file nor a state dict has brought weights.
         """
-        if not self._checked and not bool(self.arrived):
+        if self._checked or not has_values(self.arrived):
+            return
+        if not bool(self.arrived):
             raise FileNotFoundError(f"The encoder has no weights: {self._reason}")
         self._checked = True
 

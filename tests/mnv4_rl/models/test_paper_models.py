@@ -59,7 +59,9 @@ def test_any_size_gives_1280_features(name: str) -> None:
             assert model(th.zeros(2, 1, height, width, device="meta")).shape == (2, 1280)
 
 
-# Blocks of the UIB stages by the paper's names, from its tables and the authors' code.
+# The paper's names (section 3) by whether there is a start and a middle depthwise kernel.
+NAMES = {(True, True): "ExtraDW", (False, True): "IB", (True, False): "ConvNext", (False, False): "FFN"}
+# Blocks of the UIB stages by these names, from the paper's tables and the authors' code.
 KINDS = {
     "mnv4_conv_s": {"ExtraDW": 3, "IB": 8, "ConvNext": 1},
     "mnv4_conv_m": {"ExtraDW": 13, "ConvNext": 4, "FFN": 4},
@@ -72,7 +74,8 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_rows_have_the_papers_blocks(name: str) -> None:
     blocks = list(get_spec(name).blocks())
-    kinds = Counter(block.kind for block in blocks if isinstance(block, UIBSpec))
+    uibs = [block for block in blocks if isinstance(block, UIBSpec)]
+    kinds = Counter(NAMES[uib.start_dw_kernel_size > 0, uib.middle_dw_kernel_size > 0] for uib in uibs)
     kinds.update("MobileMQA" for block in blocks if isinstance(block, MobileMQASpec))
     assert kinds == KINDS[name]
 

@@ -24,14 +24,6 @@ from mnv4_rl.models.specs import (
 )
 
 
-@pytest.mark.parametrize(
-    ("start", "middle", "kind"), [(5, 3, "ExtraDW"), (0, 3, "IB"), (5, 0, "ConvNext"), (0, 0, "FFN")]
-)
-def test_uib_kind_is_the_papers_name_of_its_kernels(start, middle, kind):
-    row = UIBSpec(out_channels=8, expanded_channels=16, start_dw_kernel_size=start, middle_dw_kernel_size=middle)
-    assert row.kind == kind
-
-
 @pytest.mark.parametrize("name", list_models())
 def test_row_is_registered_under_its_own_name_and_cannot_change(name):
     spec = get_spec(name)
@@ -127,6 +119,7 @@ def test_heads_divide_the_channels_or_the_allowed_counts_are_listed(channels, nu
         (lambda: replace(get_spec("rl_s"), norm="group"), "for networks without norms"),
         (lambda: replace(get_spec("mnv4_conv_s"), start=StartSpec()), "for networks without norms"),
         (lambda: replace(get_spec("rl_s"), layer_scale=0.0), "layer_scale must lie in"),
+        (lambda: GridHeadSpec(norm="batch"), "no train and eval mode"),
         (lambda: GridHeadSpec(norm="instance"), "norm must be one of none, batch, group, layer, got 'instance'"),
         (lambda: GridHeadSpec(activation="tanh"), "activation must be one of relu, silu, gelu, got 'tanh'"),
         (lambda: replace(get_spec("rl_s"), inner_norm="x"), "inner_norm must be one of .*, got 'x'"),
