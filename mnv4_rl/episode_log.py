@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
+from mnv4_rl.safe_files import open_regular
+
 _COLUMNS = "r,l,t,env"
+_HEADER_BYTES = 4096
 
 
 class EpisodeLog:
@@ -40,17 +43,17 @@ class EpisodeLog:
         self.scores = np.zeros(n_envs)  # a whole score is exact in it
         self.lengths = np.zeros(n_envs, dtype=np.int64)
         self.t_start = time.time()
+        self._game = game
+        self._path: Path | None = None
         self._writer: ResultsWriter | None = None
         if monitor_path is not None:
-            path = self._path = _with_suffix(monitor_path)
-            continued = path.exists() and path.stat().st_size > 0
-            if continued:
-                self.t_start = _read_start(path)
-            header: dict[str, float | str] = {"t_start": self.t_start, "env_id": game}
-            self._writer = ResultsWriter(str(path), header, extra_keys=("env",), override_existing=not continued)
+            self._path = _with_suffix(monitor_path)
+            if self._continues():
+                self.t_start = _read_start(self._path)
 
     def restart(self) -> None:
         """Forget the running games: all environments were reset."""
+        self._open()
         self.scores[:] = 0
         self.lengths[:] = 0
 
@@ -70,6 +73,7 @@ class EpisodeLog:
             "l": int(self.lengths[index]),
             "t": round(time.time() - self.t_start, 6),
         }
+        self._open()
         if self._writer is not None:
             # What a full disk refuses stays in the file's buffer and is written with the next row.
             with self._told():
@@ -82,6 +86,16 @@ class EpisodeLog:
         if self._writer is not None:
             with self._told():
                 self._writer.close()
+
+    def _open(self) -> None:
+        """Not before the first game: until then nothing has to be in the file, and nothing of it changes."""
+        if self._path is not None and self._writer is None:
+            header: dict[str, float | str] = {"t_start": self.t_start, "env_id": self._game}
+            fresh = not self._continues()
+            self._writer = ResultsWriter(str(self._path), header, extra_keys=("env",), override_existing=fresh)
+
+    def _continues(self) -> bool:
+        return self._path is not None and self._path.exists() and self._path.stat().st_size > 0
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -100,7 +114,8 @@ def _with_suffix(path: str | Path) -> Path:
 def _read_start(path: Path) -> float:
     """`t_start` of an existing monitor file, after a check that our rows fit it."""
     try:
-        header, columns = path.read_text(encoding="utf-8").split("\n", 2)[:2]
+        with open_regular(path) as file:
+            header, columns = file.read(_HEADER_BYTES).decode(errors="replace").splitlines()[:2]
         if header[:1] == "#" and columns == _COLUMNS:
             return float(json.loads(header[1:])["t_start"])
     except (ValueError, KeyError, TypeError):  # fewer lines, not text, not JSON, no number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -12,7 +13,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.dqn import DQNHyperparameters, build_dqn
+from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.encoders import policy_kwargs
 from agents.ppo import PRESETS, PPOHyperparameters, build_ppo, check_rollout
 from agents.runs.families import FAMILIES, Family
@@ -34,6 +35,7 @@ _RANGES = {
     "eval_every": Interval(0),
     "checkpoint_every": Interval(0),
 }
+_WORD = re.compile(r"\w[\w .+-]*", re.ASCII)
 _PLACES = ("run_dir", "resume")  # where a run is written, not what it is
 _ALWAYS_SAID = ("game", "total_timesteps", "encoder", "seed")  # in a new run's command, defaults or not
 
@@ -44,6 +46,7 @@ class RunConfig(ABC):
 
     family: ClassVar[str] = "atari"  # a key of FAMILIES
     command: ClassVar[str]  # its script in experiments/
+    algos: ClassVar[tuple[str, ...]]  # names that algo may have
 
     game: str = "pong"
     """Any of ALE's games, by any common spelling."""
@@ -95,7 +98,7 @@ class RunConfig(ABC):
     def name(self) -> str:
         """<game>__<algo>__<encoder>__s<seed>, fit for a folder."""
         game = self.games.resolve_game(self.game).replace("/", "_")
-        return f"{game}__{self.algo}__{self.encoder}__s{self.seed}"
+        return run_name(game, self.algo, self.encoder, self.seed)
 
     @abstractmethod
     def build(self, env: VecEnv) -> BaseAlgorithm:
@@ -120,6 +123,7 @@ class PPOConfig(RunConfig):
     """Train PPO on an Atari game from pixels; the run folder gets curves for TensorBoard, the model and its scores."""
 
     command: ClassVar[str] = "atari_ppo"
+    algos: ClassVar[tuple[str, ...]] = ("ppo",)
 
     ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
     """PPO's settings; rl-zoo's Atari values by default."""
@@ -172,6 +176,7 @@ class DQNConfig(RunConfig):
     """Train DQN on an Atari game from pixels; the run folder gets curves for TensorBoard, the model and its scores."""
 
     command: ClassVar[str] = "atari_dqn"
+    algos: ClassVar[tuple[str, ...]] = ALGOS
 
     algo: Literal["dqn", "qrdqn"] = "dqn"
     """dqn, or qrdqn from sb3-contrib."""
@@ -200,6 +205,18 @@ class DQNConfig(RunConfig):
                 f"dqn.learning_starts={self.dqn.learning_starts:,} leaves no update in total_timesteps="
                 f"{self.total_timesteps:,}; lower --dqn.learning-starts, or train longer."
             )
+
+
+def run_name(game: object, algo: object, encoder: object, seed: object) -> str:
+    """<game>__<algo>__<encoder>__s<seed>, the name of a run's folder and of what is published of it.
+
+    Raises:
+        ValueError: If a part is of another type, or would land in another folder.
+    """
+    words = (game, algo, encoder)
+    if type(seed) is not int or not all(isinstance(word, str) and _WORD.fullmatch(word) for word in words):
+        raise ValueError(f"game, algo, encoder and seed {(*words, seed)!r:.200} do not make a name for files.")
+    return f"{game}__{algo}__{encoder}__s{seed}"
 
 
 def check_device(device: str) -> None:

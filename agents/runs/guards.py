@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -62,3 +64,15 @@ def check_features(model: BaseAlgorithm) -> None:
     tensor = model.policy.obs_to_tensor(model._last_obs)[0]  # type: ignore[arg-type]
     if not bool(model.policy.extract_features(tensor, encoder_of(model)).isfinite().all()):  # type: ignore[arg-type]
         raise NonFiniteError(f"the encoder's features are NaN or infinite at timestep {model.num_timesteps:,}.")
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise MemoryError where PyTorch says in other words that memory is out."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if isinstance(error, th.OutOfMemoryError) or "can't allocate memory" in said or "bad_alloc" in said:
+            raise MemoryError(said.splitlines()[0]) from error
+        raise

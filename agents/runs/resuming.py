@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass, replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from agents.runs.config import RunConfig
 from agents.runs.folder import read_config
+from mnv4_rl.safe_files import DamagedError
+from mnv4_rl.schemas import refusals
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -27,18 +32,23 @@ def recorded_config(config_class: type[Config], folder: Path) -> Config:
     """The settings of the run in a folder, with ``resume`` set to it.
 
     Raises:
-        ValueError: If the folder holds no run, or one of another command.
+        ValueError: If the folder holds no run, one of another command, or settings that are none (DamagedError).
     """
     settings = read_config(folder)
-    algo = settings.get("algo")
-    if "algo" not in get_type_hints(config_class):
-        settings.pop("algo", None)
-    for name in ("family", "tuning"):
-        settings.pop(name, None)
+    family, algo = settings.pop("family", "atari"), settings.get("algo")
+    settings.pop("tuning", None)
+    if family != config_class.family or algo not in config_class.algos:
+        raise ValueError(f"{folder} holds a run of {algo!r:.40} ({family!r:.40}), which is not of this command.")
+    if len(config_class.algos) == 1:
+        del settings["algo"]  # no setting of such a class
     try:
-        return replace(_typed(config_class, settings), resume=folder)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} holds a run of {algo}, which is not of this command: {error}.") from error
+        text = json.dumps(settings)
+        config = TypeAdapter(config_class).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        raise DamagedError(f"{folder / 'config.yml'}: {refusals(error)}.") from error
+    except TypeError as error:
+        raise DamagedError(f"{folder / 'config.yml'} has values other than text and numbers: {error}.") from error
+    return replace(config, resume=folder, run_dir=None)
 
 
 def check_changes(recorded: RunConfig, config: RunConfig) -> None:
@@ -58,13 +68,3 @@ def check_changes(recorded: RunConfig, config: RunConfig) -> None:
         raise ValueError(
             f"total_timesteps was {recorded.total_timesteps} and can only grow, got {config.total_timesteps}."
         )
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    """YAML's value as the type of a dataclass's field."""
-    if is_dataclass(hint):
-        hints = get_type_hints(hint)
-        if unknown := value.keys() - hints.keys():
-            raise TypeError(f"unknown settings {', '.join(sorted(unknown))}")
-        return hint(**{name: _typed(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
-    return Path(value) if isinstance(value, str) and Path in (hint, *get_args(hint)) else value

@@ -17,10 +17,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.runs.callbacks import EnvTimer
 from agents.runs.config import RunConfig, command_line
-from agents.runs.folder import RunFolder
+from agents.runs.folder import RunFolder, evaluated_timesteps, exported_timesteps
+from agents.runs.guards import memory_errors
 from agents.runs.resuming import check_changes, recorded_config
 from agents.runs.saving import CheckpointPlan, OnCheckpoint
-from agents.runs.session import Outcome, Plan, Resume, go_on, rewind, train
+from agents.runs.session import Outcome, Plan, Resume, find_resume, go_on, rewind, train
 from mnv4_rl.performance import Tuning, compile_encoders, set_precision, tune
 from mnv4_rl.safe_files import make_folder
 
@@ -43,9 +44,11 @@ def train_run(config: RunConfig, on_checkpoint: OnCheckpoint | None = None, *, q
         How it ended, and where everything is.
 
     Raises:
-        ValueError: If a setting cannot work, or the folder's run cannot go on; no run was begun.
+        ValueError: If a setting cannot work, or the folder's run cannot go on; nothing was changed.
         OSError: If the folder cannot be made, holds a run already, or the agent cannot be saved in the end
-            (:class:`agents.runs.folder.UnsavedError`).
+            (:class:`agents.runs.folder.UnsavedError`), or the folder was taken away
+            (:class:`agents.runs.lock.LostFolderError`).
+        MemoryError: If the machine does not have the memory.
         NonFiniteError: If a loss or a weight became NaN or infinite; checkpoints before it stay.
     """
     with closing(open_run(config, quiet=quiet)) as run:
@@ -103,17 +106,18 @@ def open_run(config: RunConfig, *, quiet: bool = False) -> OpenRun:
     recorded = None if config.resume is None else recorded_config(type(config), config.resume)
     if recorded is not None:
         check_changes(recorded, config)
-    with ExitStack() as opened:
+    with ExitStack() as opened, memory_errors():
         path = config.resume or config.run_dir or new_folder(config)
         folder = opened.enter_context(RunFolder(path, resume=recorded is not None, quiet=quiet))
         tuning = tune(config.threads)
-        resume = None if recorded is None else rewind(folder)
+        resume = None if recorded is None else find_resume(folder)
         if resume is not None:
             check_unfinished(config, resume, folder)
         timer = opened.enter_context(closing(EnvTimer(config.games.make_env(config, folder.monitor))))
         model = _model(config, timer)
         if resume is not None:
-            go_on(model, resume)
+            go_on(model, resume, config.total_timesteps)
+            rewind(folder, resume)  # the first change: all that could be refused has been read
         folder.describe(_settings(config, tuning), command_line(config, recorded))
         return OpenRun(config, folder, model, timer, resume, tuning, quiet, opened.pop_all())
 
@@ -142,8 +146,9 @@ def check_unfinished(config: RunConfig, resume: Resume, run: RunFolder) -> None:
     Raises:
         ValueError: With what to do.
     """
-    evaluated = run.evaluation.exists() or not config.evaluation_games
-    if resume.timesteps >= config.total_timesteps and evaluated:
+    done = resume.timesteps
+    evaluated = not config.evaluation_games or evaluated_timesteps(run.path) == done
+    if done >= config.total_timesteps and evaluated and exported_timesteps(run.path) == done:
         raise ValueError(
             f"{run.path} has finished its {config.total_timesteps:,} timesteps; give more with --total-timesteps."
         )

@@ -65,7 +65,6 @@ class Checkpoints(BaseCallback):
     ) -> None:
         super().__init__()
         self._run, self._plan, self._clock, self._stop, self._resumed = run, plan, clock, stop, resumed
-        self._state: State = {}
         self._written_at = -1
         self.gave_up_rollout = False
 
@@ -81,12 +80,14 @@ class Checkpoints(BaseCallback):
         self._next = self.num_timesteps + self._plan.every_timesteps
 
     def _on_rollout_start(self) -> None:
+        self._run.check_held()
         self.remember()
         if self._plan.every_timesteps and self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self._plan.every_timesteps
             self.write()
 
     def _on_step(self) -> bool:
+        self._run.check_held()  # before the rollout's rows are written
         self.gave_up_rollout = self._stop.is_set()
         return not self.gave_up_rollout
 
@@ -103,7 +104,7 @@ class Checkpoints(BaseCallback):
     def write(self) -> None:
         """Write the remembered state; a write that fails is told, and leaves the run and older checkpoints alone."""
         timesteps = self._state["counters"]["num_timesteps"]
-        if timesteps == self._written_at:
+        if timesteps in (0, self._written_at):  # without a timestep there is nothing to go on from
             return
         check_features(self.model)
         try:
@@ -117,7 +118,7 @@ class Checkpoints(BaseCallback):
             )
             return
         self._written_at = timesteps
-        prune_checkpoints(self._run.path, self._plan.keep)
+        prune_checkpoints(self._run.path, self._plan.keep, timesteps)
         tell = self._plan.on_written
         if tell is not None and tell(path, timesteps, recent_score(self.model)) is False:
             self._stop.set()

@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 from agents.play.evaluate import Evaluation
 from agents.runs.callbacks import EncoderHealth, EnvTimer, GameScores, MemoryUse, ProgressBar, TimeSplit, recent_score
-from agents.runs.checkpoints import drop_checkpoints_after, newest_checkpoint, read_state, restore_model
+from agents.runs.checkpoints import restore_model, resume_point
 from agents.runs.evaluation_log import PeriodicEvaluation, evaluate_and_log
 from agents.runs.folder import RunFolder
-from agents.runs.guards import FiniteGuard, check_features
+from agents.runs.guards import FiniteGuard, check_features, memory_errors
 from agents.runs.logs import open_logs, rewind_logs
 from agents.runs.saving import CheckpointPlan, Checkpoints, RefillReplay, stop_on_signals
 from agents.runs.state import Clock, State, restore_counters
@@ -54,16 +56,16 @@ class Resume:
 
     Attributes:
         checkpoint: A verified checkpoint, None where the run was stopped before its first: it starts over.
-        state: The training state in it, empty without one.
+        state: The training state in it, None without one.
     """
 
     checkpoint: Path | None
-    state: State
+    state: State | None
 
     @property
     def timesteps(self) -> int:
         """Agent timesteps trained before this session."""
-        return self.state["counters"]["num_timesteps"] if self.checkpoint else 0
+        return self.state["counters"]["num_timesteps"] if self.state else 0
 
     def __str__(self) -> str:
         if self.checkpoint is None:
@@ -96,22 +98,26 @@ class Outcome:
     other_evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
 
 
-def rewind(run: RunFolder) -> Resume:
-    """Bring a run's folder back to its newest good checkpoint; to be called before its environments are made.
-
-    Curves lose what was logged after it, so that every timestep is there once.
+def find_resume(run: RunFolder) -> Resume:
+    """Where the run in a folder goes on; nothing is changed.
 
     Raises:
-        OSError: If a file cannot be written.
+        DamagedError: If it has no checkpoint that is good, and is not one that never had any.
+        OSError: If one cannot be read now.
     """
-    checkpoint = newest_checkpoint(run.path)
-    if checkpoint is None:
-        rewind_logs(run, timesteps=-1, monitor_bytes=0)
-        return Resume(None, {})
-    resume = Resume(checkpoint, read_state(checkpoint))
-    rewind_logs(run, resume.timesteps, resume.state["monitor_bytes"])
-    drop_checkpoints_after(run.path, resume.timesteps)
-    return resume
+    return Resume(*(resume_point(run.path) or (None, None)))
+
+
+def rewind(run: RunFolder, resume: Resume) -> None:
+    """Bring a run's curves back to where it goes on, so that every timestep is there once.
+
+    Raises:
+        DamagedError: If a file is a link or no regular file; nothing is changed.
+        OSError: If a file cannot be written.
+        ValueError: If a log holds something else; nothing is changed.
+    """
+    state = resume.state
+    rewind_logs(run, resume.timesteps if state else -1, state["monitor_bytes"] if state else 0)
 
 
 def train(
@@ -131,7 +137,7 @@ def train(
         run: Where everything goes.
         plan: How long to train, and what to leave behind.
         evaluation_env: Makes the environment for evaluations.
-        resume: Where to go on, from :func:`rewind`; None for a new run.
+        resume: Where to go on, from :func:`find_resume`, with the curves brought back there; None for a new run.
         other_evaluation_envs: Makes more environments that the final model is evaluated in, by name.
 
     Returns:
@@ -139,39 +145,80 @@ def train(
 
     Raises:
         NonFiniteError: If a loss or a weight is NaN or infinite; checkpoints and model before it stay as they are.
+        MemoryError: If there is not enough memory; they stay too.
+        LostFolderError: If the folder is no longer this process's; nothing is written to it.
+        UnsavedError: If the agent cannot be exported.
     """
     done = 0 if resume is None else resume.timesteps
     model.set_logger(open_logs(run))
     started = time.perf_counter()
     try:
-        finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, evaluation_env, resume)
-        seconds = time.perf_counter() - started
-        run.save_model(model)
-        evaluation, others = None, {}
-        if finished and plan.evaluation_games:
-            evaluation = evaluate_and_log(model, evaluation_env, plan.evaluation_games)
-            for name, make_env in (other_evaluation_envs or {}).items():
-                others[name] = evaluate_and_log(model, make_env, plan.evaluation_games, f"eval_{name}")
-            run.write_evaluation({**evaluation.to_dict(), **{name: other.to_dict() for name, other in others.items()}})
+        with memory_errors():
+            finished = done >= plan.total_timesteps or _learn(model, timer, run, plan, evaluation_env, resume)
+            seconds = time.perf_counter() - started
+            if model.num_timesteps:
+                run.check_held()
+                run.save_model(model)
+            evaluation: Evaluation | None = None
+            others: dict[str, Evaluation] = {}
+            if finished and plan.evaluation_games:
+                envs = {"": evaluation_env, **(other_evaluation_envs or {})}
+                evaluation, others = _evaluate(model, run, plan.evaluation_games, envs)
     finally:
         model.logger.close()
+    finished = finished and (evaluation is not None or not plan.evaluation_games)
     speed = (model.num_timesteps - done) / seconds
     return Outcome(run.path, run.model, finished, model.num_timesteps, speed, recent_score(model), evaluation, others)
 
 
-def go_on(model: BaseAlgorithm, resume: Resume) -> None:
+def _evaluate(
+    model: BaseAlgorithm, run: RunFolder, n_games: int, envs: Mapping[str, Callable[[], Any]]
+) -> tuple[Evaluation | None, dict[str, Evaluation]]:
+    """Whole games of the final model, in the run's environments (named "") and in others; none after Ctrl-C."""
+    try:
+        others = {
+            name: evaluate_and_log(model, make, n_games, "_".join(["eval", *name.split()]))
+            for name, make in envs.items()
+        }
+    except KeyboardInterrupt:  # a resumed run plays them
+        return None, {}
+    evaluation = others.pop("")
+    run.check_held()
+    all_of_them = evaluation.to_dict() | {name: other.to_dict() for name, other in others.items()}
+    run.write_evaluation(all_of_them, model.num_timesteps)
+    return evaluation, others
+
+
+def go_on(model: BaseAlgorithm, resume: Resume, total_timesteps: int) -> None:
     """Put the checkpoint of a resumed run into the model that the run's settings build.
+
+    Args:
+        model: The model.
+        resume: Where it goes on.
+        total_timesteps: Agent timesteps of the whole run, which may have become more.
 
     Raises:
         ValueError: If the checkpoint is not of such a model.
     """
-    if resume.checkpoint is None:
+    if resume.checkpoint is None or resume.state is None:
         return
     restore_model(model, resume.checkpoint)
     restore_counters(model, resume.state)
+    if hasattr(model, "exploration_schedule"):
+        keep_exploring(model, total_timesteps)
     if model.env is not None and model.seed is not None:
         # The emulators start new games: others than the run began with.
         model.env.seed((model.seed + resume.timesteps) % _SEED_LIMIT)
+
+
+def keep_exploring(model: Any, total_timesteps: int) -> None:
+    """Let the rate of random actions fall on along the line that it came down, however long the run has become.
+
+    SB3 stretches its schedule over the run: a longer one would jump back to more random actions.
+    """
+    done, rate, final = model.num_timesteps, model.exploration_rate, model.exploration_final_eps
+    end = done * (1 - final) / (1 - rate) if final < rate < 1 else done
+    model.exploration_schedule = LinearSchedule(model.exploration_initial_eps, final, end / total_timesteps)
 
 
 def _learn(
@@ -183,10 +230,10 @@ def _learn(
     resume: Resume | None,
 ) -> bool:
     """Train to the end, or to the first Ctrl-C or SIGTERM."""
-    stop, state = Event(), resume.state if resume else {}
+    stop, state = Event(), resume.state if resume else None
     bar = None if plan.quiet else ProgressBar()
-    clock = Clock(state.get("wall_seconds", 0.0), state.get("cpu_seconds", 0.0))
-    checkpoints = Checkpoints(run, plan.checkpoints, clock, stop, state or None)
+    clock = Clock(state["wall_seconds"], state["cpu_seconds"]) if state else Clock()
+    checkpoints = Checkpoints(run, plan.checkpoints, clock, stop, state)
     callbacks: list[BaseCallback] = [FiniteGuard(), checkpoints, GameScores(), MemoryUse(), EncoderHealth()]
     if bar is not None:
         callbacks.append(bar)

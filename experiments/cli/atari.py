@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.config import RunConfig
 from agents.runs.folder import RunFolder, UnsavedError
+from agents.runs.lock import LostFolderError
 from agents.runs.output import courteous_output
 from agents.runs.resuming import check_changes, recorded_config
 from agents.runs.run import OpenRun, open_run
 from agents.runs.session import Outcome, needs_refill
-from experiments.cli.command import DIVERGED_CODE, INTERRUPTED_CODE, USER_ERROR_CODE, parse, user_errors
+from experiments.cli.command import (
+    DIVERGED_CODE,
+    INTERRUPTED_CODE,
+    USER_ERROR_CODE,
+    parse,
+    sigterm_as_interrupt,
+    user_errors,
+)
 from experiments.cli.results import shown
 from mnv4_rl.agent_tensors import NonFiniteError
 
@@ -47,13 +56,14 @@ def run_command(config_class: type[RunConfig], args: list[str] | None = None) ->
         config_class: A command's flags.
         args: Flags, ``sys.argv`` by default.
     """
-    config = parse_run(config_class, args)
-    with ExitStack() as opened:
-        with user_errors():
-            run = opened.enter_context(closing(open_run(config)))
-        print(heading(run))
-        with training_errors(run.folder):
-            outcome = run.train()
+    with interrupts():
+        config = parse_run(config_class, args)
+        with ExitStack() as opened:
+            with user_errors():
+                run = opened.enter_context(closing(open_run(config)))
+            print(heading(run))
+            with training_errors(run.folder):
+                outcome = run.train()
     print(summary(outcome))
     if not outcome.finished:
         sys.exit(INTERRUPTED_CODE)
@@ -61,19 +71,44 @@ def run_command(config_class: type[RunConfig], args: list[str] | None = None) ->
 
 @contextmanager
 def training_errors(run: RunFolder) -> Iterator[None]:
-    """NaN, infinity or a model that cannot be saved end the run with one line: what, and what is still good."""
+    """What ends a training is one line: what, what is still good, and how to go on."""
     try:
         yield
     except NonFiniteError as error:
-        good = newest_checkpoint(run.path)
-        kept = f"The last good checkpoint is {shown(good)}" if good else "There is no checkpoint before it"
-        print(f"error: training stopped: {error} {kept}; try a lower learning rate.", file=sys.stderr)
-        sys.exit(DIVERGED_CODE)
+        stopped(f"training stopped: {error} {kept(run)}; try a lower learning rate.", DIVERGED_CODE)
     except UnsavedError as error:
-        good = newest_checkpoint(run.path)
-        kept = f"the newest checkpoint is {shown(good)}" if good else "there is no checkpoint"
-        print(f"error: {error}; {kept}. Make room, then go on with --resume {shown(run.path)}", file=sys.stderr)
-        sys.exit(USER_ERROR_CODE)
+        stopped(f"{error}; {kept(run)}. Make room, then go on with --resume {shown(run.path)}", USER_ERROR_CODE)
+    except MemoryError as error:
+        advice = "Free some, or begin a run with fewer environments or smaller batches."
+        stopped(f"memory is out: {error or 'no more is given'}; {kept(run)}. {advice}", USER_ERROR_CODE)
+    except LostFolderError as error:
+        stopped(str(error), USER_ERROR_CODE)
+
+
+def stopped(line: str, code: int) -> NoReturn:
+    """End the command with one line."""
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def kept(run: RunFolder) -> str:
+    """What is still good."""
+    good = newest_checkpoint(run.path)
+    return f"the newest good checkpoint is {shown(good)}" if good else "there is no checkpoint"
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, wherever they are not waited for, end the command with one line."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with sigterm_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is a moment's work
+        print("interrupted; what was written before is whole, and --resume goes on from it", file=sys.stderr)
+        sys.exit(INTERRUPTED_CODE)
 
 
 def heading(run: OpenRun) -> str:
@@ -108,7 +143,9 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"evaluation   {outcome.evaluation}")
     for name, evaluation in outcome.other_evaluations.items():
         lines.append(f"{name.replace('_', ' '):<12} {evaluation}")
-    return "\n".join([*lines, f"model        {shown(outcome.model)}", places(outcome.folder)])
+    if outcome.model.exists():
+        lines.append(f"model        {shown(outcome.model)}")
+    return "\n".join([*lines, places(outcome.folder)])
 
 
 def places(folder: Path) -> str:

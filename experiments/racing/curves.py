@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.runs.config import run_name
 from agents.runs.folder import read_config, replayable_command
 from mnv4_rl.safe_files import write_csv
 
@@ -67,7 +68,7 @@ def label_of(run: Path) -> str:
     config = read_config(run)
     if missing := {"game", "algo", "encoder", "seed"} - config.keys():
         raise ValueError(f"{run}/config.yml is not the config of an Atari run: no {', '.join(sorted(missing))}.")
-    return f"{config['game']}__{config['algo']}__{config['encoder']}__s{config['seed']}"
+    return run_name(config["game"], config["algo"], config["encoder"], config["seed"])
 
 
 def provenance(run: Path) -> tuple[str, ...]:

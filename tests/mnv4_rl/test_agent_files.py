@@ -204,7 +204,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 def test_pruning_keeps_the_newest_and_clears_what_killed_writes_left(run):
     (run / "checkpoints" / "000000048.partial").mkdir()
-    prune_checkpoints(run, 1)
+    prune_checkpoints(run, 1, 32)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000032"]
 
 

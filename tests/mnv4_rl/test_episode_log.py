@@ -77,5 +77,8 @@ def test_other_files_are_refused_and_left_as_they_are(tmp_path, content):
 def test_empty_file_is_begun(tmp_path):
     path = tmp_path / "monitor.csv"
     path.touch()
-    EpisodeLog(1, "pong", path).close()
+    log = EpisodeLog(1, "pong", path)
+    assert not path.read_bytes()  # not before the first game
+    log.restart()
+    log.close()
     assert path.read_text().startswith("#")

@@ -214,7 +214,7 @@ def test_replay_file_with_a_payload_in_any_of_its_arrays_is_refused(tmp_path):
     evil[0] = Marker(mark)
     for name in arrays:
         np.savez(path, allow_pickle=True, **arrays | {name: evil})
-        with pytest.raises(ValueError, match="allow_pickle=False"):
+        with pytest.raises(ValueError, match="is no replay of this run"):
             read_replay(model.replay_buffer, path)
     path.write_bytes(pickle.dumps(Marker(mark)))
     with pytest.raises(ValueError):

@@ -25,7 +25,7 @@ from agents.runs.guards import FiniteGuard, NonFiniteError, check_losses
 from agents.runs.lock import FolderInUseError, RunLock
 from agents.runs.logs import ITERATIONS, STEP, ProgressCsv, read_rows, rewind_logs
 from agents.runs.saving import CheckpointPlan
-from agents.runs.session import Plan, go_on, rewind, train
+from agents.runs.session import Plan, find_resume, go_on, rewind, train
 from experiments import atari_ppo
 from tests.tiny_env import tiny_env, tiny_ppo
 
@@ -37,10 +37,11 @@ TINY += ["--encoder", "nature", "--evaluation-games", "0", "--device", "cpu"]
 def session(folder, resume=False, total=TOTAL, every=16, keep=100, model=None, checkpoints=None):
     """Train as the commands do, on the tiny environment."""
     with RunFolder(folder, resume) as run:
-        start = rewind(run) if resume else None
+        start = find_resume(run) if resume else None
         model = model or tiny_ppo(total)
         if start is not None:
-            go_on(model, start)
+            go_on(model, start, total)
+            rewind(run, start)
         plan = Plan(total, 0, checkpoints or CheckpointPlan(every, keep))
         outcome = train(model, model.env, run, plan, tiny_env, start)
         run.describe({"algo": "ppo"}, "python a.py")
@@ -119,8 +120,9 @@ def test_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(who
 
 def test_run_killed_before_its_first_checkpoint_starts_over_and_says_so(whole, tmp_path):
     run = stopped_at(whole[1], 0, tmp_path / "run")
+    (run / "model.zip").unlink()
     with RunFolder(run, resume=True) as folder:
-        assert "no checkpoint was written before the run stopped: it starts over" in str(rewind(folder))
+        assert "no checkpoint was written before the run stopped: it starts over" in str(find_resume(folder))
     session(run, resume=True)
     assert [int(row[STEP]) for row in read_rows(run / "progress.csv")] == [16, 32, 48, 64, 80, 96]
 
