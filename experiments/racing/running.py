@@ -148,8 +148,8 @@ class Outcome:
     interrupted: bool
 
 
-def family_defaults(config: RaceConfig) -> RaceConfig:
-    """A config whose environments and PPO settings are the defaults, with those of its games' kind instead."""
+def family_defaults(config: Any) -> Any:
+    """A config whose ``n_envs`` and ``ppo`` are the defaults, with those of its ``games``' kind instead."""
     if not config.games or family_of(config.games[0]) == "atari":
         return config
     return replace(config, n_envs=64, ppo=PRESETS["procgen"])

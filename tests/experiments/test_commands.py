@@ -25,6 +25,11 @@ COMMANDS = {
         f"--game starpilot --total-timesteps 256 --evaluation-games 0 --run-dir procgen {TRAIN}",
         "procgen/model.zip",
     ),
+    "search": (
+        "--games breakout --total-timesteps 256 --rungs 1 --n-candidates 1 --batch 2 --rounds 1 --min-seconds 0 "
+        f"--budget 1000 --search-dir search {TRAIN}",
+        "search/encoders/study.db",
+    ),
     "race": (
         f"--name r --games breakout --total-timesteps 2048 --race-dir races --results-dir . {TRAIN}",
         "race_r.csv",

@@ -1,0 +1,69 @@
+"""Search for an encoder within a cost budget, on games and a machine of your choice; print the row to paste.
+
+python experiments/search.py --games procgen/starpilot procgen/leaper --budget 0.5 --n-candidates 50
+
+Needs Optuna: python -m pip install -c constraints.txt -e ".[search]". The same command goes on with a study that was
+stopped, several of them share one, and --n-candidates 0 shows what is known. The space is
+``experiments/searching/space.py``; games and seeds that are kept for tests (docs/protocol.md) are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from pprint import pformat
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.cli.results import markdown_table, shown
+from experiments.racing.running import family_defaults
+from experiments.searching.space import spec_of
+from experiments.searching.studying import SearchConfig, open_study, run_search
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def main(args: list[str] | None = None) -> None:
+    """Search, then show every candidate and the best one's row."""
+    # The games say which defaults the other flags have.
+    config = parse(SearchConfig, args, family_defaults(parse(SearchConfig, args)))
+    with user_errors():
+        config.check()
+        open_study(config)
+    interrupted = False
+    try:
+        study = run_search(config)
+    except KeyboardInterrupt:
+        interrupted, study = True, open_study(config)
+    print(summary(study, config))
+    if interrupted:
+        print("interrupted: the same command goes on")
+        sys.exit(INTERRUPTED_CODE)
+
+
+def summary(study: optuna.Study, config: SearchConfig) -> str:
+    """A line a candidate, the best first, and the best one's row as code."""
+    trials = [trial for trial in study.get_trials() if "cost" in trial.user_attrs]
+    trials.sort(key=lambda trial: -max(trial.intermediate_values.items(), default=(0, 0.0))[1])
+    trials.sort(key=lambda trial: -max(trial.intermediate_values, default=0))  # those that got furthest first
+    headings = ["candidate", "cost", *(f"score at {mark:,}" for mark in config.marks), "options"]
+    text = [markdown_table(headings, [_row(trial, config.marks) for trial in trials]), ""]
+    if trials and trials[0].intermediate_values:
+        best = trials[0]
+        text += [f"# {best.user_attrs['cost']:.2f} of NatureCNN's cost", pformat(spec_of(best.params), width=110), ""]
+    return "\n".join([*text, f"study        {shown(config.path)}"])
+
+
+def _row(trial: optuna.trial.FrozenTrial, marks: tuple[int, ...]) -> list[str]:
+    values = trial.intermediate_values
+    scores = [f"{values[mark]:.3f}" if mark in values else "" for mark in marks]
+    options = ", ".join(f"{name} {option}" for name, option in trial.params.items())
+    return [trial.user_attrs["spec"], f"{trial.user_attrs['cost']:.2f}x", *scores, options]
+
+
+if __name__ == "__main__":
+    main()

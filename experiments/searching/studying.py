@@ -1,0 +1,283 @@
+"""The study: candidates from the space, measured, trained on the tuning games, and halved.
+
+Every candidate's forward and backward pass is timed beside NatureCNN's first; one over the budget is refused before it
+trains. The others train on all games up to the first rung, and only those whose score is among the best so far go on to
+the next (asynchronous successive halving). The study is a SQLite file: processes may work on it side by side, and the
+same command goes on with what a killed one left.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from agents.encoders import add_encoder, policy_kwargs
+from agents.ppo import PPOHyperparameters, check_rollout
+from agents.runs import train_run
+from agents.runs.config import N_ENVS, SEED, TIMESTEPS, PPOConfig, ProcgenPPOConfig, check_device
+from agents.runs.resuming import recorded_config
+from experiments.benchmarking.encoders import make_call
+from experiments.benchmarking.measuring import calls_per_second, interleave
+from experiments.cli.results import check_file_name
+from experiments.racing.protocol import REFERENCE, check_tuning
+from experiments.searching.space import pick, spec_of
+from mnv4_rl.checks import Interval, check_positive, check_range, check_ranges
+from mnv4_rl.games import family_of, reference_scores, resolve_game
+from mnv4_rl.models.specs import NetworkSpec
+from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.safe_files import make_folder
+
+if TYPE_CHECKING:
+    import optuna
+
+INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[search]"'
+HEARTBEAT_SECONDS = 60  # a process that says nothing for three of them is taken for dead, and its candidate tried again
+_IMAGE = {"atari": (4, 84, 84), "procgen": (3, 64, 64)}
+_CONFIGS = {"atari": PPOConfig, "procgen": ProcgenPPOConfig}
+_RANGES = {
+    "budget": Interval(0, includes_low=False),
+    "n_candidates": Interval(0),
+    "total_timesteps": TIMESTEPS,
+    "n_envs": N_ENVS,
+    "seed": SEED,
+    "threads": THREADS,
+    "min_seconds": Interval(0),
+}
+_OF_THE_STUDY = ("games", "seed", "budget", "total_timesteps", "rungs", "reduction", "n_envs", "device", "ppo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Search for the encoder that learns most within a cost budget, on games of your choice and this machine."""
+
+    name: str = "encoders"
+    """Name of the study: its folder under search_dir."""
+    games: tuple[str, ...] = ("procgen/starpilot",)
+    """Games to choose by, all of Atari or all of Procgen; those kept for tests are refused."""
+    budget: float = 1.0
+    """Most a candidate's forward and backward pass may cost, NatureCNN's being 1."""
+    n_candidates: int = 50
+    """Candidates in the study, those of earlier calls and other processes included; 0 only shows it."""
+    total_timesteps: int = 2_000_000
+    """Agent timesteps of a candidate that is never stopped, on each game."""
+    rungs: int = 3
+    """Times at which candidates are compared, the end included."""
+    reduction: int = 3
+    """One in so many goes on from a rung to the next, which is so many times as far."""
+    seed: int = 0
+    """Seed of every run."""
+    n_envs: int = 8
+    """Games played side by side in each run; on Procgen 64 by default."""
+    threads: int = 1
+    """CPU threads of each run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch: int = 256
+    """Images in the pass that is timed."""
+    rounds: int = 5
+    """Rounds of timing, of which the median counts."""
+    min_seconds: float = 0.2
+    """Seconds of passes in one round."""
+    search_dir: Path = Path("runs/search")
+    """Folder for the study and its runs."""
+    ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
+    """PPO's settings; on Procgen those of its paper by default."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the study."""
+        return self.search_dir.expanduser().absolute() / self.name
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Agent timesteps of the rungs, rising."""
+        return tuple(self.total_timesteps // self.reduction**rung for rung in reversed(range(self.rungs)))
+
+    def check(self) -> None:
+        """Refuse flags that cannot work, and games and seeds that are kept for tests.
+
+        Raises:
+            ValueError: Naming the flag, what came and what is allowed.
+        """
+        check_file_name(self.name)
+        check_ranges(self, _RANGES)
+        check_positive(batch=self.batch, rounds=self.rounds, rungs=self.rungs)
+        check_range("reduction", self.reduction, Interval(2))
+        check_rollout(self.ppo, self.n_envs)
+        check_device(self.device)
+        games = [resolve_game(game) for game in self.games]
+        if not games or len({family_of(game) for game in games}) > 1 or len(set(games)) != len(games):
+            raise ValueError(f"games must be of one kind, none twice, got {', '.join(games) or 'none'}.")
+        if unscaled := [game for game in games if reference_scores(game) is None]:
+            raise ValueError(f"There are no reference scores for {', '.join(unscaled)}; leave it out.")
+        check_tuning(games, [self.seed])
+        if self.marks[0] < 1:
+            raise ValueError(f"total_timesteps={self.total_timesteps} is too little for {self.rungs} rungs.")
+
+
+def run_search(config: SearchConfig) -> optuna.Study:
+    """Try candidates until the study has as many as the config says.
+
+    Raises:
+        ModuleNotFoundError: Optuna is missing; the message has the command.
+        ValueError: A setting that cannot work, or a study of other settings.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, once the run under way is saved.
+    """
+    config.check()
+    study = open_study(config)
+    optuna = _import_optuna()
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    left = config.n_candidates - len(study.get_trials(deepcopy=False, states=ended))
+    if left > 0:
+        tune(config.threads)
+        enough = optuna.study.MaxTrialsCallback(config.n_candidates, states=ended)
+        study.optimize(partial(score_candidate, config, study), n_trials=left, callbacks=[enough])
+    return study
+
+
+def open_study(config: SearchConfig) -> optuna.Study:
+    """The study in a config's folder, begun where there is none.
+
+    Raises:
+        ValueError: If it has other settings, with the first difference.
+    """
+    optuna = _import_optuna()
+    make_folder(config.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2021
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{config.path / 'study.db'}",
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=3 * HEARTBEAT_SECONDS,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+        )
+    study = optuna.create_study(
+        storage=storage,
+        study_name=config.name,
+        load_if_exists=True,
+        direction="maximize",
+        pruner=optuna.pruners.SuccessiveHalvingPruner(config.marks[0], config.reduction),
+    )
+    # Unseeded: every process and call proposes candidates of its own.
+    study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
+    settings = {name: value for name, value in asdict(config).items() if name in _OF_THE_STUDY}
+    settings["games"] = [resolve_game(game) for game in config.games]
+    for name, value in settings.items():
+        found = study.user_attrs.get(name, value)
+        if found != value:
+            raise ValueError(
+                f"The study in {config.path} has {name}={found!r}, this one {value!r}; give it another --name."
+            )
+        study.set_user_attr(name, value)
+    return study
+
+
+def score_candidate(config: SearchConfig, study: optuna.Study, trial: optuna.Trial) -> float:
+    """Mean normalised score over the games at the end of training.
+
+    Raises:
+        TrialPruned: If the candidate is over the budget, was tried before, or fell behind.
+    """
+    optuna = _import_optuna()
+    spec = spec_of(pick(trial.suggest_categorical))
+    trial.set_user_attr("spec", spec.name)
+    add_encoder(spec.name, spec)
+    cost = relative_cost(spec, config)
+    trial.set_user_attr("cost", cost)
+    if cost > config.budget:
+        raise optuna.TrialPruned(f"{spec.name} costs {cost:.2f} of NatureCNN, the budget is {config.budget:g}.")
+    if _tried_before(study, trial, spec.name):
+        raise optuna.TrialPruned(f"{spec.name} was tried before.")
+    score = float("nan")
+    for timesteps in config.marks:
+        scores = {game: train_to(timesteps, spec, game, config) for game in map(resolve_game, config.games)}
+        trial.set_user_attr(f"scores_{timesteps}", scores)
+        score = mean_normalised(scores)
+        trial.report(score, timesteps)
+        if timesteps < config.total_timesteps and trial.should_prune():
+            raise optuna.TrialPruned(f"{spec.name} fell behind with {score:.3f} at {timesteps:,} timesteps.")
+    return score
+
+
+def relative_cost(spec: NetworkSpec, config: SearchConfig) -> float:
+    """Seconds of a candidate's forward and backward pass over NatureCNN's in the same rounds; CPU seconds on a CPU."""
+    shape = _IMAGE[family_of(config.games[0])]
+    device = "cuda" if config.device == "auto" and th.cuda.is_available() else config.device.replace("auto", "cpu")
+    images = th.randint(0, 256, (config.batch, *shape), dtype=th.uint8, device=device)
+    clock = time.perf_counter if images.is_cuda else time.process_time  # others may share the machine
+    calls = {}
+    for name in (REFERENCE, spec.name):
+        kwargs = policy_kwargs(name)
+        space = spaces.Box(0, 255, shape, np.uint8)
+        model = kwargs["features_extractor_class"](space, **kwargs["features_extractor_kwargs"]).to(device)
+        calls[name] = make_call(model, images, "forward+backward", "fp32")
+        calls[name]()  # warm
+    measures = {name: partial(calls_per_second, call, config.min_seconds, clock) for name, call in calls.items()}
+    rates = interleave(measures, config.rounds, lambda: None)
+    return float(np.median(rates[REFERENCE] / rates[spec.name]))
+
+
+def train_to(timesteps: int, spec: NetworkSpec, game: str, config: SearchConfig) -> float:
+    """A candidate's mean raw score of the last 100 games at a timestep, from where its run stands.
+
+    Raises:
+        KeyboardInterrupt: If the run was asked to stop; it is saved.
+    """
+    folder = config.path / f"{game.replace('/', '_')}__{spec.name}"
+    if (folder / "config.yml").is_file():
+        run = replace(recorded_config(_CONFIGS[family_of(game)], folder), total_timesteps=timesteps)
+    else:
+        run = _CONFIGS[family_of(game)](
+            game=game,
+            encoder=spec.name,
+            seed=config.seed,
+            n_envs=config.n_envs,
+            threads=config.threads,
+            device=config.device,
+            total_timesteps=timesteps,
+            evaluation_games=0,
+            keep_checkpoints=1,
+            run_dir=folder,
+            ppo=config.ppo,
+        )
+    outcome = train_run(run, quiet=True)
+    if not outcome.finished:
+        raise KeyboardInterrupt
+    low = (reference_scores(game) or (0.0, 1.0))[0]
+    return low if outcome.score is None else outcome.score  # no game ended: as good as the lowest
+
+
+def mean_normalised(scores: Mapping[str, float]) -> float:
+    """Mean over games of raw scores on the field's scale."""
+    values = []
+    for game, score in scores.items():
+        low, high = reference_scores(game) or (0.0, 1.0)
+        values.append((score - low) / (high - low))
+    return float(np.mean(values))
+
+
+def _tried_before(study: optuna.Study, trial: optuna.Trial, spec: str) -> bool:
+    others = study.get_trials(deepcopy=False)
+    states = _import_optuna().trial.TrialState
+    return any(
+        other.user_attrs.get("spec") == spec and other.state in (states.COMPLETE, states.PRUNED)
+        for other in others
+        if other.number != trial.number
+    )
+
+
+def _import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ModuleNotFoundError(f"The search needs Optuna: {INSTALL_LINE} ({error}).") from error
+    return optuna

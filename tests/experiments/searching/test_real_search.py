@@ -1,0 +1,32 @@
+"""The search with real timing and real runs."""
+
+import pytest
+
+from agents import encoders
+from experiments import search
+from experiments.searching import studying
+from experiments.searching.space import RL_S_CHOICES, spec_of
+from experiments.searching.studying import SearchConfig
+from mnv4_rl.models.registry import get_spec
+from tests.needs import needs_envpool
+
+
+def test_cost_is_a_share_of_natures():
+    ours = SearchConfig(batch=16, rounds=3, min_seconds=0.01)
+    large = spec_of({**RL_S_CHOICES, "stem": "conv3", "width": "32", "expansion": "wide", "first_residual": "fused"})
+    encoders.add_encoder(large.name, large)
+    small, big = studying.relative_cost(get_spec("rl_s"), ours), studying.relative_cost(large, ours)
+    assert 0 < small < big
+
+
+@needs_envpool
+@pytest.mark.slow
+def test_a_real_search_trains_measures_and_goes_on(tmp_path, capsys):
+    tiny = "--n-envs 4 --ppo.n-steps 32 --ppo.batch-size 64 --ppo.n-epochs 1 --total-timesteps 256 --rungs 2"
+    flags = [*tiny.split(), *"--reduction 2 --batch 8 --rounds 1 --min-seconds 0 --budget 1000 --device cpu".split()]
+    flags += ["--games", "procgen/starpilot", "--search-dir", str(tmp_path)]
+    search.main([*flags, "--n-candidates", "1"])
+    search.main([*flags, "--n-candidates", "2"])
+    folders = list((tmp_path / "encoders").glob("procgen_starpilot__search_*"))
+    assert len(folders) == 2 and all((folder / "model.zip").is_file() for folder in folders)
+    assert "NetworkSpec(" in capsys.readouterr().out

@@ -1,0 +1,154 @@
+"""The search on runs that are made up from their candidate's row."""
+
+import re
+import sys
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+from agents import encoders
+from experiments import search
+from experiments.searching import studying
+from experiments.searching.space import spec_of
+from experiments.searching.studying import SearchConfig, open_study, run_search
+from mnv4_rl.models import specs
+from mnv4_rl.models.specs import NetworkSpec
+
+COSTS = {16: 0.5, 24: 0.8, 32: 1.5}
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    """Scores that grow with timesteps and with small grids, costs that grow with width, and one seed: the runs made."""
+    runs = []
+
+    def train(config, quiet):
+        assert quiet
+        runs.append((config.game, config.encoder, config.total_timesteps, config.seed))
+        spec = encoders.known_encoders()[config.encoder][1]["variant"]
+        return SimpleNamespace(finished=True, score=config.total_timesteps / 100 / spec.head.grid)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studying, "train_run", train)
+        patch.setattr(studying, "relative_cost", lambda spec, config: COSTS[spec.stem.out_channels])
+        patch.setattr(optuna.samplers, "TPESampler", partial(optuna.samplers.TPESampler, seed=0))
+        yield runs
+
+
+def config(tmp_path, **changes):
+    settings = {"n_candidates": 12, "total_timesteps": 900, "budget": 1.0, "search_dir": tmp_path}
+    games = ("procgen/starpilot", "procgen/leaper")
+    return SearchConfig(**{**settings, "games": games, "n_envs": 64} | changes)
+
+
+@pytest.fixture(scope="module")
+def study(made_up, tmp_path_factory):
+    """A study of twelve candidates, and the runs that it made."""
+    done = run_search(config(tmp_path_factory.mktemp("study")))
+    runs = list(made_up)
+    made_up.clear()
+    return SimpleNamespace(trials=done.trials, best=done.best_trial, runs=runs)
+
+
+def test_candidates_over_the_budget_never_train(study):
+    refused = [trial for trial in study.trials if trial.user_attrs["cost"] > 1]
+    assert len(study.trials) == 12 and refused
+    trained = {encoder for _, encoder, *_ in study.runs}
+    for trial in refused:
+        assert trial.state == optuna.trial.TrialState.PRUNED and not trial.intermediate_values
+        assert trial.user_attrs["spec"] not in trained
+    assert all(trial.params["width"] != "32" for trial in study.trials if trial.user_attrs["spec"] in trained)
+
+
+def test_rungs_end_those_that_fall_behind_and_score_all_games(study):
+    marks = (100, 300, 900)
+    assert {timesteps for _, _, timesteps, _ in study.runs} == set(marks)
+    ended_early = [t for t in study.trials if 0 < len(t.intermediate_values) < 3]
+    whole = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert ended_early and whole
+    for trial in whole:
+        assert tuple(trial.intermediate_values) == marks
+        raw = 9 / int(trial.params["grid"])
+        assert trial.value == pytest.approx(((raw - 2.5) / 61.5 + (raw - 3) / 7) / 2)
+        assert trial.user_attrs["scores_900"] == {"procgen/starpilot": raw, "procgen/leaper": raw}
+    best = max(t.intermediate_values[100] for t in study.trials if t.intermediate_values)
+    assert study.best.intermediate_values[100] == best
+
+
+def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, tmp_path):
+    made_up.clear()
+    run_search(config(tmp_path, n_candidates=2))
+    goes_on = run_search(config(tmp_path, n_candidates=4))  # its sampler proposes the same two again
+    assert len(goes_on.trials) == 4 and len({trial.user_attrs["spec"] for trial in goes_on.trials}) == 2
+    assert made_up and len(made_up) == len(set(made_up))
+    before = len(made_up)
+    run_search(config(tmp_path, n_candidates=4))
+    assert len(made_up) == before
+
+
+def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeypatch):
+    """A process that was killed leaves a trial that is running for ever."""
+    monkeypatch.setattr(studying, "HEARTBEAT_SECONDS", 1)
+    ours = config(tmp_path, n_candidates=1)
+    study = open_study(ours)
+    dead = study.ask()
+    studying.pick(lambda name, options: dead.suggest_categorical(name, options))
+    study._storage.record_heartbeat(dead._trial_id)
+    time.sleep(4)
+    run_search(ours)
+    study = open_study(ours)
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+    assert study.trials[1].params == study.trials[0].params
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"games": ("procgen/jumper",)}, "kept for the test"),
+        ({"games": ("qbert",), "n_envs": 8}, "kept for the test"),
+        ({"seed": 100}, "kept for the test"),
+        ({"games": ("pong", "procgen/leaper")}, "of one kind"),
+        ({"games": ("tetris",)}, "no reference scores"),
+        ({"games": ()}, "got none"),
+        ({"budget": 0.0}, "budget"),
+        ({"total_timesteps": 8}, "rungs"),
+        ({"reduction": 1}, "reduction"),
+        ({"name": "a/b"}, "name"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_study_is_made(changes, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        run_search(config(tmp_path, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_studys_settings_are_refused(made_up, tmp_path):
+    run_search(config(tmp_path, n_candidates=1))
+    with pytest.raises(ValueError, match=r"budget=1\.0.*--name"):
+        run_search(config(tmp_path, budget=0.5))
+
+
+def test_command_shows_every_candidate_and_the_best_row_as_code(made_up, tmp_path, capsys):
+    flags = "--games procgen/starpilot --n-candidates 4 --total-timesteps 900 --search-dir".split()
+    search.main([*flags, str(tmp_path)])
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^\| search_", out, re.M)) == 4
+    code = out[out.index("NetworkSpec(") : out.index("\nstudy")]
+    row = eval(code, vars(specs))
+    assert isinstance(row, NetworkSpec)
+    study = open_study(SearchConfig(games=("procgen/starpilot",), search_dir=tmp_path, total_timesteps=900, n_envs=64,
+                                    ppo=studying.ProcgenPPOConfig().ppo))  # fmt: skip
+    best = max(study.trials, key=lambda t: (max(t.intermediate_values, default=0), t.value or 0))
+    assert row == spec_of(best.params)
+    search.main([*flags, str(tmp_path), "--n-candidates", "0"])
+    assert capsys.readouterr().out == out
+
+
+def test_missing_optuna_is_one_line_with_the_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SystemExit) as refused:
+        search.main(["--search-dir", str(tmp_path), "--n-candidates", "1"])
+    assert refused.value.code == 2 and r".[search]" in capsys.readouterr().err
