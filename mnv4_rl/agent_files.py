@@ -173,16 +173,15 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
     """
     path = Path(path)
     own = plain_names(model.policy.state_dict())
-    try:
-        with open_regular(path) as file:
-            given = _zip_tensors(file, path, _ZIP_TIMES * sum(tensor.nbytes for tensor in own.values()) + _ZIP_BYTES)
-        check_tensors(own, given, "the weights differ")
-        _check_shared(own, given)
-    except OSError:
-        raise
-    except Exception as error:  # whatever zipfile and PyTorch make of a broken file
-        reason = shorten(str(error), 300) or type(error).__name__
-        raise DamagedError(f"{path} cannot give its weights to this {type(model).__name__}: {reason}") from error
+    max_bytes = _ZIP_TIMES * sum(tensor.nbytes for tensor in own.values()) + _ZIP_BYTES
+    with open_regular(path) as file:
+        try:
+            given = _zip_tensors(file, path, max_bytes)
+            check_tensors(own, given, "the weights differ")
+            _check_shared(own, given)
+        except Exception as error:  # whatever zipfile and PyTorch make of a broken file
+            reason = shorten(str(error), 300) or type(error).__name__
+            raise DamagedError(f"{path} cannot give its weights to this {type(model).__name__}: {reason}") from error
     copy_tensors(own, given)
 
 

@@ -85,9 +85,9 @@ def portable(tensor: Tensor) -> Tensor:
 
 
 def some(items: list[str], shown: int = 3) -> str:
-    """The first few, and how many more there are."""
+    """The first few, each in a length and in characters fit for a message, and how many more there are."""
     more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
+    return ", ".join(item[:200].encode("unicode_escape").decode() for item in items[:shown]) + more
 
 
 def _differing(attribute: str, own: StateDict, given: StateDict, keys: list[str]) -> list[str]:

@@ -78,11 +78,13 @@ def test_agent_saved_without_its_optimiser_acts_the_same_and_trains_on(ppo, tmp_
     assert not same(ppo.policy.state_dict(), loaded.policy.state_dict())
 
 
-def test_loading_leaves_the_callers_generators_alone(ppo, tmp_path):
+def test_saving_and_loading_leave_the_callers_generators_alone(ppo, tmp_path):
+    before, torchs = np.random.get_state()[1].copy(), th.get_rng_state()
     save_agent(ppo, tmp_path / "agent")
-    before = np.random.get_state()[1].copy()
     load_agent(tmp_path / "agent", device="cpu")
+    load_agent(tmp_path / "agent", tiny_env(), device="cpu")
     np.testing.assert_array_equal(before, np.random.get_state()[1])
+    assert th.equal(torchs, th.get_rng_state())
 
 
 def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
