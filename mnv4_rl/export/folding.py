@@ -20,9 +20,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnv4_rl.extractors import ImageExtractor, MNV4CombinedExtractor
 from mnv4_rl.models.blocks import Stem
-from mnv4_rl.models.layers import MAX_BYTE, ChannelLayerNorm, Conv2d, ConvNorm, DropPath, LayerScale, SamePadConv2d
+from mnv4_rl.models.layers import (
+    MAX_BYTE,
+    ChannelLayerNorm,
+    Conv2d,
+    ConvNorm,
+    DropPath,
+    LayerScale,
+    SamePadConv2d,
+    missing_padding,
+)
 from mnv4_rl.models.network import GridHead, Network
-from mnv4_rl.observations import ImageLayout
+from mnv4_rl.observations import ImageLayout, fold
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class ReadImage(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(N, *observation) of any type -> (N, C, H, W) float, not scaled: that is in the first weights."""
         image = image.float()
-        return image if self.layout is None else self.layout.fold(image)
+        return image if self.layout is None else fold(image, len(self.layout.shape), self.layout.channels_last)
 
 
 class ReadVector(nn.Module):
@@ -264,7 +273,7 @@ def _plain_conv(conv: Conv2d, size: tuple[int, int] | None) -> nn.Module:
         plain.bias.copy_(conv.bias)
     if not isinstance(conv, SamePadConv2d) or size is None:
         return plain
-    (top, bottom), (left, right) = (conv._missing(side) for side in size)
+    (top, bottom), (left, right) = (missing_padding(side, conv.kernel_size[0], conv.stride[0]) for side in size)
     padding = (left, right, top, bottom)
     return nn.Sequential(nn.ZeroPad2d(padding), plain) if any(padding) else plain
 

@@ -157,15 +157,21 @@ def convolve_image(
     return F.conv2d(image.to(weight.dtype), weight / 255, bias, stride, padding, groups=groups)
 
 
+def missing_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """Zeros before and behind an axis, so that a kernel without padding finds ``ceil(size / stride)`` places."""
+    # Nothing negative is divided: ONNX would round it towards 0.
+    total = max(0, (size - 1) // stride * stride + kernel_size - size)
+    return total // 2, total - total // 2
+
+
 @fx.wrap
 def pad_to_stride(x: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Zeros on all sides of (N, C, H, W), so that a kernel without padding finds ``ceil(size / stride)`` places."""
-    height, width = x.shape[2], x.shape[3]  # never divided as negative numbers, which ONNX rounds towards 0
-    down = max(0, (height - 1) // stride * stride + kernel_size - height)
-    right = max(0, (width - 1) // stride * stride + kernel_size - width)
-    if down == 0 and right == 0:
+    """Zeros on all sides of (N, C, H, W), as :func:`missing_padding` says."""
+    top, bottom = missing_padding(x.shape[2], kernel_size, stride)
+    left, right = missing_padding(x.shape[3], kernel_size, stride)
+    if bottom == 0 and right == 0:  # never less than at the other end
         return x
-    return F.pad(x, [right // 2, right - right // 2, down // 2, down - down // 2])
+    return F.pad(x, [left, right, top, bottom])
 
 
 @fx.wrap

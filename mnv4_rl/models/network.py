@@ -13,7 +13,7 @@ import torch as th
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from mnv4_rl.checks import check_positive
+from mnv4_rl.checks import Interval, check_positive, check_range
 from mnv4_rl.models.blocks import SE, UIB, FusedIB, MobileMQA, Stem
 from mnv4_rl.models.layers import ConvNorm, DropPath, GridPool, make_activation, make_norm
 from mnv4_rl.models.specs import (
@@ -29,7 +29,7 @@ from mnv4_rl.models.specs import (
     Size,
     UIBSpec,
 )
-from mnv4_rl.models.start import start
+from mnv4_rl.models.start import draw, start
 
 
 class Network(nn.Module):
@@ -39,6 +39,8 @@ class Network(nn.Module):
         spec: The row of data it was built from.
         in_channels: Image channels it expects.
         frame_channels: Channels of one frame of the image.
+        num_features: Channels of the map that the head reads, timm's name for them.
+        num_classes: Classes; 0 without a classifier.
 
     Shape:
         (N, in_channels, H, W) float, or uint8 in [0, 255], which the stem reads as divided by 255
@@ -46,15 +48,17 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, spec: NetworkSpec, in_channels: int, frame_channels: int, stages: nn.Sequential, head: nn.Module
+        self, spec: NetworkSpec, in_channels: int, frame_channels: int, stages: nn.Sequential, head: Head
     ) -> None:
         super().__init__()
         self.spec = spec
         self.in_channels = in_channels
         self.frame_channels = frame_channels
+        self.num_features = spec.out_channels
         self.stem = build_stem(spec, in_channels)
         self.stages = stages
         self.head = head
+        self.num_classes = head.num_classes
         start(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +77,17 @@ class Network(nn.Module):
         x = self.stages(x)
         return self.head(x)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, (N, num_features, H', W'), of images as :meth:`forward` takes them."""
+        return self.stages(self.stem(x))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier in place of the one there is, or none for 0 classes; the rest stays as it is."""
+        check_classes(num_classes)
+        self.head.set_classifier(num_classes)
+        draw(self.head, only="classifier")
+        self.num_classes = num_classes
+
 
 def check_image_batch(x: Tensor, in_channels: int, name: str) -> None:
     """Refuse what is no batch of a network's images; what torch.fx traces with has no shape yet and passes.
@@ -89,7 +104,29 @@ def check_image_batch(x: Tensor, in_channels: int, name: str) -> None:
     )
 
 
-class PooledHead(nn.Module):
+class Head(nn.Module):
+    """What both heads share: features, and a classifier behind them where there are classes.
+
+    Attributes:
+        features: Width of the features.
+        num_classes: Classes; 0 without a classifier.
+        out_features: Width of what comes out.
+    """
+
+    features: int
+
+    def set_classifier(self, num_classes: int) -> None:
+        """A classifier as PyTorch draws it, or none for 0."""
+        self.num_classes = num_classes
+        self.out_features = num_classes or self.features
+        like = next(self.parameters())
+        classifier = (
+            nn.Linear(self.features, num_classes, device=like.device, dtype=like.dtype) if num_classes else None
+        )
+        self.classifier = classifier or nn.Identity()
+
+
+class PooledHead(Head):
     """Mean over the map, hidden layer, dropout, classes.
 
     Args:
@@ -101,7 +138,7 @@ class PooledHead(nn.Module):
 
     def __init__(self, in_channels: int, spec: PooledHeadSpec, network: NetworkSpec, num_classes: int) -> None:
         super().__init__()
-        self.out_features = num_classes or spec.hidden_features
+        self.features = spec.hidden_features
         self.hidden = ConvNorm(
             in_channels,
             spec.hidden_features,
@@ -110,7 +147,7 @@ class PooledHead(nn.Module):
             bias=spec.hidden_bias,
         )
         self.dropout = nn.Dropout(spec.dropout)
-        self.classifier = nn.Linear(spec.hidden_features, num_classes) if num_classes else nn.Identity()
+        self.set_classifier(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_features)."""
@@ -118,7 +155,7 @@ class PooledHead(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-class GridHead(nn.Module):
+class GridHead(Head):
     """The map, pooled to a grid that keeps position, flattened through one layer.
 
     Maps larger than the grid are averaged down to it, so the parameters do not grow with the image.
@@ -133,7 +170,7 @@ class GridHead(nn.Module):
     def __init__(self, in_channels: int, spec: GridHeadSpec, map_size: Size, num_classes: int) -> None:
         super().__init__()
         self.grid = (min(map_size[0], spec.grid), min(map_size[1], spec.grid))
-        self.out_features = num_classes or spec.features_dim
+        self.features = spec.features_dim
         self.gain, self.constant = spec.gain, spec.constant
         self.constants = spec.features_dim - spec.image_features
         channels = spec.squeeze_channels or in_channels
@@ -142,7 +179,7 @@ class GridHead(nn.Module):
         self.fc = nn.Linear(channels * math.prod(self.grid), spec.image_features, bias=spec.norm == "none")
         self.norm = make_norm(spec.norm, spec.image_features)
         self.activation = make_activation(spec.activation)
-        self.classifier = nn.Linear(spec.features_dim, num_classes) if num_classes else nn.Identity()
+        self.set_classifier(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_features)."""
@@ -235,8 +272,7 @@ def build(
         ValueError: For sizes below 1, or frames that do not divide the channels.
     """
     check_positive(in_channels=in_channels)
-    if num_classes != 0:
-        check_positive(num_classes=num_classes)
+    check_classes(num_classes)
     height, width = image_size or (spec.image_size, spec.image_size)
     check_positive(height=height, width=width)
     frame = usual_frame_channels(in_channels) if frame_channels is None else frame_channels
@@ -245,6 +281,12 @@ def build(
         raise ValueError(f"{in_channels} channels are no stack of frames of {frame}: frame_channels must divide them.")
     head = build_head(spec, (height, width), num_classes)
     return Network(spec, in_channels, frame, build_stages(spec), head)
+
+
+def check_classes(num_classes: int) -> None:
+    """Refuse numbers of classes that are neither 0, for features, nor a count."""
+    if num_classes != 0:
+        check_positive(num_classes=num_classes)
 
 
 def usual_frame_channels(in_channels: int) -> int:
@@ -268,8 +310,7 @@ def set_drop_path(network: Network, rate: float) -> None:
     Source:
         arXiv:1603.09382; the schedule is timm's for MobileNetV4.
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"The drop-path rate must lie in [0, 1), got {rate!r}.")
+    check_range("The drop-path rate", rate, Interval(0, 1, includes_high=False))
     blocks = [block for stage in network.stages.children() for block in stage.children()]
     for index, block in enumerate(blocks):
         drop_path = getattr(block, "drop_path", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from mnv4_rl.models.network import Network
@@ -19,16 +21,20 @@ class FeaturePyramid(nn.Module):
 
     Args:
         network: The network whose stem and stages it takes over.
+        out_indices: Which maps to return, 0 for the largest, -1 for the smallest; None for all.
 
     Shape:
         (N, in_channels, H, W) float -> a list of (N, channels[i], ceil(H / reductions[i]), ceil(W / reductions[i])).
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
         super().__init__()
         self.spec = network.spec
         self.in_channels = network.in_channels
-        self.channels, self.reductions = pyramid_shape(network.spec)
+        channels, reductions = pyramid_shape(network.spec)
+        self.out_indices = check_indices(range(len(channels)) if out_indices is None else out_indices, len(channels))
+        self.channels = tuple(channels[index] for index in self.out_indices)
+        self.reductions = tuple(reductions[index] for index in self.out_indices)
         self.stem = network.stem
         self.stages = network.stages
         # What a strided block reads is the last map of its size.
@@ -46,7 +52,18 @@ class FeaturePyramid(nn.Module):
                 x = block(x)
                 index += 1
         maps.append(x)
-        return maps
+        return [maps[index] for index in self.out_indices]
+
+
+def check_indices(indices: Sequence[int], count: int) -> list[int]:
+    """Which of ``count`` maps are meant, counted from the end where negative.
+
+    Raises:
+        ValueError: For a map that there is not, or none at all.
+    """
+    if not indices or any(not isinstance(i, int) or not -count <= i < count for i in indices):
+        raise ValueError(f"out_indices must name some of the {count} maps, 0 to {count - 1}, got {indices!r}.")
+    return [index % count for index in indices]
 
 
 def pyramid_shape(spec: NetworkSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -9,6 +9,7 @@ Sources:
 from __future__ import annotations
 
 import difflib
+from fnmatch import fnmatchcase
 
 from mnv4_rl.checks import did_you_mean
 from mnv4_rl.models.mobilenet_v4 import MOBILENET_V4_FAMILY
@@ -22,13 +23,25 @@ SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in MOBILENET_V4_FAMILY
 _TIMM_TO_PAPER = {timm: ours for ours, timm in TIMM_NAMES.items() if ours in SPECS}
 
 
-def list_models(family: str | None = None) -> list[str]:
+def list_models(filter: str | None = None) -> list[str]:
     """Names that :func:`mnv4_rl.create_model` and the extractors accept, in table order.
 
     Args:
-        family: Only this family: ``"mobilenet_v4"``, ``"paper"`` or ``"rl"``.
+        filter: Only these: a family (``"mobilenet_v4"``, ``"paper"`` or ``"rl"``) or a pattern such as ``"mnv4_*"``.
+
+    Raises:
+        ValueError: If no model is in that family or fits the pattern; the message lists the families and names.
     """
-    return [name for name, spec in SPECS.items() if family in (None, spec.family)]
+    if filter is None:
+        return list(SPECS)
+    names = [name for name, spec in SPECS.items() if filter == spec.family or fnmatchcase(name, filter)]
+    if not names:
+        families = ", ".join(dict.fromkeys(spec.family for spec in SPECS.values()))
+        raise ValueError(
+            f"No model is called {filter!r}, fits that pattern or is in that family.{_close_names(filter)} "
+            f"Families: {families}. Names: {', '.join(SPECS)}."
+        )
+    return names
 
 
 def get_spec(name: str | NetworkSpec) -> NetworkSpec:
@@ -55,5 +68,9 @@ def _unknown_name_message(name: str) -> str:
             f"{message} {name!r} is timm's name for the paper's model, called {ours!r} here "
             f"(not 'mobilenet_v4_*', which are other networks). Known: {', '.join(SPECS)}."
         )
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), SPECS, n=3, cutoff=0.5)
-    return f"{message}{did_you_mean(close)} Known: {', '.join(SPECS)}."
+    return f"{message}{_close_names(name)} Known: {', '.join(SPECS)}."
+
+
+def _close_names(name: str) -> str:
+    """The hint at names like this one, empty where there are none."""
+    return did_you_mean(difflib.get_close_matches(name.lower().replace("-", "_"), SPECS, n=3, cutoff=0.5))

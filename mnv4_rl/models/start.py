@@ -45,8 +45,8 @@ def start(network: Network) -> None:
         _equalise(network, how, how.weight_rms)
 
 
-def draw(module: nn.Module) -> None:
-    """Draw every layer: He-normal over the fan-in for convolutions and hidden layers, zero biases.
+def draw(module: nn.Module, only: str = "") -> None:
+    """Draw every layer, or only one: He-normal over the fan-in for convolutions and hidden layers, zero biases.
 
     He's variance keeps the signal through ReLU-like activations at any width, depthwise layers included: an orthogonal
     matrix of the same shape would shrink a depthwise layer by sqrt(kernel area / channels). Classifiers start small so
@@ -56,7 +56,7 @@ def draw(module: nn.Module) -> None:
         arXiv:1502.01852 (He-normal).
     """
     for name, layer in module.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or (only and name != only):
             continue
         if name.rpartition(".")[2] == "classifier":
             nn.init.normal_(layer.weight, std=0.01)
