@@ -335,7 +335,7 @@ class AtariReplayBuffer(NStepReplayBuffer):
             fixed + per_transition * transitions,
             lambda available: (
                 f"buffer_size={max(int((available - fixed) / per_transition), 0)} would fit. An agent that is loaded "
-                'to play needs none: DQN.load(path, buffer_size=1), or custom_objects={"buffer_size": 1}'
+                "to play needs none: DQN.load(path, buffer_size=1) or mnv4_rl.agent_files.load_agent(path)"
             ),
         )
 
