@@ -206,7 +206,7 @@ def test_a_mistake_gets_one_line_and_changes_nothing(mistake, shared_place, monk
 
 
 def test_memory_that_the_machine_does_not_have_is_refused(place, capsys, monkeypatch):
-    monkeypatch.setattr("mnv4_rl.memory.available_bytes", lambda: 1e6)
+    monkeypatch.setattr("mnv4_rl.memory.available_bytes", lambda *_: 1e6)
     for main, args, says in (
         (atari_ppo.main, [*TINY, "--run-dir", "new", "--ppo.n-steps", "100000"], "n_steps=100000 in 2 environments"),
         (atari_dqn.main, [*DQN.split(), "--dqn.buffer-size", "1000000"], " would fit"),

@@ -44,7 +44,7 @@ def test_bytes_of_an_observation_are_those_of_sb3s_buffers(space: spaces.Space) 
 
 
 def test_what_does_not_fit_is_refused_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 2e9)
     memory.check_fits("Two gigabytes", 2e9, str)
     with pytest.raises(ValueError, match=r"Three.*3\.00 GB.*2\.00 GB.*take 2e\+09"):
         memory.check_fits("Three gigabytes", 3e9, lambda available: f"take {available:g}")

@@ -163,7 +163,7 @@ def test_stacks_that_never_continue_stay_bounded_and_exact() -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 8])
 def test_a_million_atari_transitions_fit_in_7_5_gb(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 8e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 8e9)
     ours = AtariReplayBuffer(1_000_000, ATARI, spaces.Discrete(18), n_envs=n_envs)
     assert ours.buffer_size * n_envs == 1_000_000
     assert ours.nbytes <= 7.5e9
@@ -186,7 +186,7 @@ def test_memory_is_touched_only_as_the_buffer_fills() -> None:
 
 
 def test_a_size_beyond_memory_is_refused_with_the_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 1e9)
     with pytest.raises(
         ValueError, match=r"fills 7\.33 GB of memory and 1\.00 GB are available: buffer_size=(\d+)"
     ) as e:
@@ -287,7 +287,7 @@ def test_an_agent_of_a_large_replay_is_loaded_to_play_without_it(
     agent = DQN("CnnPolicy", CueEnv((1, 36, 36)), buffer_size=100, replay_buffer_class=AtariReplayBuffer, device="cpu")
     agent.buffer_size = 1_000_000
     agent.save(tmp_path / "agent")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 1e9)
     with pytest.raises(ValueError, match=r"DQN.load\(path, buffer_size=1\)"):
         DQN.load(tmp_path / "agent", device="cpu")
     observation = agent.observation_space.sample()
