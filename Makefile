@@ -23,10 +23,10 @@ ARGS ?=
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-$(STAMP): setup.cfg constraints.txt pyproject.toml
+$(STAMP): setup.cfg constraints.txt requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "mnv4_rl needs Python 3.11 to 3.13, this is %s; try `make PYTHON=python3.12 ...`" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -c constraints.txt -e ".[runner,dev]"
+	$(PY) -m pip install --quiet -c constraints.txt -e ".[contrib,hub,export]" -r requirements.txt -r requirements-dev.txt
 	$(PY) -m pip install --quiet --no-deps -c constraints.txt timm
 	@touch $@
 

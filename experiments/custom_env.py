@@ -270,7 +270,7 @@ def write_results(results: list[Result], path: Path) -> None:
 
 
 def require(*packages: str) -> None:
-    """Stop with the install line where a package of the runner extra is missing.
+    """Stop with the install line where a package of requirements.txt is missing.
 
     Raises:
         SystemExit: Naming the missing packages.
@@ -279,7 +279,7 @@ def require(*packages: str) -> None:
     if missing:
         raise SystemExit(
             f"This command also needs {' and '.join(missing)}. In the checkout run:\n"
-            '    pip install -c constraints.txt -e ".[runner]"'
+            "    pip install -c constraints.txt -e . -r requirements.txt"
         )
 
 

@@ -2,9 +2,9 @@
 
 python experiments/search.py --games procgen/starpilot procgen/leaper --budget 0.5 --n-candidates 50
 
-Needs Optuna: python -m pip install -c constraints.txt -e ".[search]". The same command goes on with a study that was
-stopped, several of them share one, and --n-candidates 0 shows what is known. The space is
-``experiments/searching/space.py``; games and seeds that are kept for tests (docs/protocol.md) are refused.
+Needs Optuna, of requirements.txt. The same command goes on with a study that was stopped, several of them share one,
+and --n-candidates 0 shows what is known. The space is ``experiments/searching/space.py``; games and seeds that are
+kept for tests (docs/protocol.md) are refused.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from mnv4_rl.models.registry import get_spec
 from mnv4_rl.models.specs import GridHeadSpec, NetworkSpec
 from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
-from mnv4_rl.weights.pretrained import PretrainedWeights, freeze_trunk
+from mnv4_rl.weights.pretrained import AS_IT_IS, Normalize, PretrainedWeights, freeze_trunk
 
 
 class ImageExtractor(BaseFeaturesExtractor):
@@ -78,6 +78,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         self._keeps_uint8 = self.takes_bytes
         self._axes, self._is_channels_last = len(layout.shape), layout.channels_last
         self._may_be_unscaled = layout.is_bytes and not layout.is_folded and not normalized_image
+        self.normalize: nn.Module = nn.Identity()  # what pretrained weights want of the scaled image
 
     @property
     def channels_last(self) -> bool:
@@ -105,7 +106,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         if not th.jit.is_scripting():
             self._check(observations)
         images = scaled(observations, self._divides_uint8, self._keeps_uint8, self._divides_floats)
-        return self.network(fold(images, self._axes, self._is_channels_last))
+        return self.network(self.normalize(fold(images, self._axes, self._is_channels_last)))
 
     def _check(self, observations: Tensor) -> None:
         """What is looked at in the observations themselves, before they are used and where they can be."""
@@ -174,8 +175,8 @@ class MNV4Extractor(ImageExtractor):
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
             parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
         pretrained: Start stem and stages from trained weights, see :func:`mnv4_rl.weights.load_pretrained`. The file
-            is not needed to load a saved agent. The image stays in [0, 1]. Without it a paper model gets GroupNorm for
-            its BatchNorm.
+            is not needed to load a saved agent. Images in [0, 1] get the mean and deviation of timm's training, unless
+            ``normalized_image`` says that they have them. Without it a paper model gets GroupNorm for its BatchNorm.
         frozen: Never change the pretrained stem and stages; only the fully connected layer behind them is trained.
         frame_channels: Channels of one frame where the image is a stack of them: 1 for grey, 3 for RGB. None takes a
             multiple of 3 for RGB (3 channels for one frame, 12 for four), any other number for grey frames, unless the
@@ -210,6 +211,8 @@ class MNV4Extractor(ImageExtractor):
         spec = encoder_spec(get_spec(variant), features_dim, grid, keep_batch_norm=bool(pretrained))
         self.network = build(spec, channels, 0, (height, width), frame_channels or self.layout.frame_channels)
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
+        if self.weights is not None:
+            self.normalize = Normalize(AS_IT_IS if normalized_image else self.weights.statistics, channels)
         if frozen:
             freeze_trunk(self.network)
         self.train()

@@ -124,6 +124,9 @@ class PixelContinuousCritic(ContinuousCritic, PixelModel):
     """SB3's critic of SAC and TD3 on uint8 images."""
 
 
+DICT_NET_ARCH = (64, 64)
+
+
 class MNV4Defaults:
     """Mixin: our encoder, and what belongs to it, as defaults of one of SB3's policies.
 
@@ -142,7 +145,8 @@ class MNV4Defaults:
 
     Attributes:
         algorithms: Names of the algorithms it is a policy of.
-        default_net_arch: Layers behind the encoder; none where one linear layer on the features is enough.
+        default_net_arch: Layers behind the encoder; none where one linear layer on the features is enough. A Dict gets
+            SB3's two of 64 then, without which picture and numbers could only be added up.
         default_optimizer_kwargs: What SB3 sets where nothing is passed.
 
     Raises:
@@ -171,7 +175,7 @@ class MNV4Defaults:
         is_dict = isinstance(observation_space, spaces.Dict)
         full.setdefault("features_extractor_class", MNV4CombinedExtractor if is_dict else MNV4Extractor)
         full["features_extractor_kwargs"] = _extractor_kwargs(full, "cnn_output_dim" if is_dict else "features_dim")
-        full.setdefault("net_arch", list(cls.default_net_arch))
+        full.setdefault("net_arch", list(cls.default_net_arch or (DICT_NET_ARCH if is_dict else ())))
         if full.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
             full["optimizer_kwargs"] = _adam_kwargs(full.get("optimizer_kwargs"), cls.default_optimizer_kwargs)
         return full

@@ -1,11 +1,13 @@
 """Imports go one way, stay few, and the wheel holds the library alone."""
 
 import ast
+import configparser
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -97,13 +99,18 @@ def test_importing_the_library_imports_no_optional_package_and_tunes_nothing():
     assert not OPTIONAL & set(added)
 
 
-def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
-    source = tmp_path / "source"
+def build(kind, folder):
+    """Build a ``wheel`` or an ``sdist`` of a copy of the checkout."""
+    source = folder / "source"
     skipped = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=skipped)
-    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
+    build("wheel", tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"mnv4_rl"}
@@ -111,3 +118,23 @@ def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
     assert {name for name in names if name.endswith(".py")} == {
         str(path.relative_to(ROOT)) for path in (ROOT / "mnv4_rl").rglob("*.py")
     }
+
+
+def test_the_source_distribution_holds_the_whole_library_and_no_part_of_the_rest(tmp_path):
+    build("sdist", tmp_path)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "mnv4_rl").rglob("*.py")} <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "setup.cfg", "pyproject.toml"} <= names
+    assert not {"tests", "agents", "experiments", "examples"} & {name.partition("/")[0] for name in names}
+
+
+def test_extras_name_what_the_library_uses():
+    text = "\n".join(path.read_text() for path in (ROOT / "mnv4_rl").rglob("*.py"))
+    words = set(re.findall(r"\w+", text))
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = parser["options.extras_require"].values()
+    packages = {re.split("[<>=]", line)[0].replace("-", "_") for extra in extras for line in extra.split()}
+    assert packages <= words

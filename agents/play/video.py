@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from mnv4_rl.atari.env import FRAMES_PER_SECOND
 
-VIDEO_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[video]"'
+VIDEO_INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 Sink = Callable[[np.ndarray], None]
 Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observation, screen -> screen
 SCALE = 2  # screen pixels to video pixels, in both directions

@@ -94,7 +94,8 @@ def sb3_missing() -> str | None:
     """Why SB3's own Atari set-up cannot take part, None if it can."""
     if find_spec("cv2") is None:
         return (
-            'training is left out: SB3\'s Atari wrappers need cv2; install it with: python -m pip install -e ".[dev]"'
+            "training is left out: SB3's Atari wrappers need cv2; install it with: "
+            "python -m pip install -c constraints.txt -r requirements-dev.txt"
         )
     return None
 

@@ -39,7 +39,7 @@ from mnv4_rl.safe_files import make_folder
 if TYPE_CHECKING:
     import optuna
 
-INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[search]"'
+INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 HEARTBEAT_SECONDS = 60  # a process that says nothing for three of them is taken for dead, and its candidate tried again
 _IMAGE = {"atari": (4, 84, 84), "procgen": (3, 64, 64)}
 _CONFIGS = {"atari": PPOConfig, "procgen": ProcgenPPOConfig}

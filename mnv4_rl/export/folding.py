@@ -32,6 +32,7 @@ from mnv4_rl.models.layers import (
 )
 from mnv4_rl.models.network import GridHead, Network
 from mnv4_rl.observations import ImageLayout, fold
+from mnv4_rl.weights.pretrained import Normalize
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,18 @@ def _fold_image(extractor: ImageExtractor | NatureCNN) -> tuple[nn.Sequential, P
     network = deepcopy(extractor.network).requires_grad_(False).eval()
     if not isinstance(network, Network):
         return nn.Sequential(network), Part(extractor.features_dim)
-    return _fold_network(network, extractor.image_shape)
+    layers, part = _fold_network(network, extractor.image_shape)
+    normalize: nn.Module = extractor.normalize
+    return (nn.Sequential(_normalizing(normalize), *layers) if isinstance(normalize, Normalize) else layers), part
+
+
+def _normalizing(weights: Normalize) -> nn.Conv2d:
+    """Mean and deviation of trained weights as a layer of their own: behind them images are padded with the mean."""
+    mean, std = weights.mean.cpu(), weights.std.cpu()
+    layer = nn.Conv2d(len(mean), len(mean), 1, groups=len(mean))
+    layer.weight.copy_(1 / std[..., None])
+    layer.bias.copy_((-mean / std).flatten())  # type: ignore[union-attr]
+    return layer
 
 
 def _fold_network(network: Network, image_shape: tuple[int, int, int]) -> tuple[nn.Sequential, Part]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch as th
 from torch import nn
 
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network
+from mnv4_rl.safe_files import MAX_JSON_BYTES, open_regular, read_file
 from mnv4_rl.weights import load_pretrained
-from mnv4_rl.weights.files import Pretrained
+from mnv4_rl.weights.files import Pretrained, find_weights, read_header
+from mnv4_rl.weights.loading import RGB
 
 IN_THE_AGENT = "(weights of a saved agent)"
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of R, G, B
+AS_IT_IS: Statistics = ((0.0,) * RGB, (1.0,) * RGB)
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+INCEPTION: Statistics = ((0.5,) * RGB, (0.5,) * RGB)
+# timm's checkpoints of MobileNetV4 that were trained with INCEPTION (timm 1.0.31).
+_INCEPTION_NAME = re.compile(r"mobilenetv4_conv_small_0|mobilenetv4_conv_small\.e3600")
 
 
 class PretrainedWeights(nn.Module):
@@ -26,6 +37,7 @@ class PretrainedWeights(nn.Module):
 
     Attributes:
         arrived: Whether the network has trained weights; a bool tensor, part of the state dict.
+        statistics: Mean and deviation of the images that they were trained on.
 
     Args:
         network: The network to start.
@@ -41,11 +53,14 @@ class PretrainedWeights(nn.Module):
 
     def __init__(self, network: Network, pretrained: Pretrained) -> None:
         super().__init__()
+        self.statistics = AS_IT_IS
         self._reason = "no saved agent has brought them." if pretrained == IN_THE_AGENT else ""
         self._checked = False
         try:
             if not self._reason:
-                load_pretrained(network, pretrained)
+                path = find_weights(pretrained, network.spec.name)
+                load_pretrained(network, path)
+                self.statistics = image_statistics(path)
         except (OSError, ImportError) as error:
             self._reason = str(error)
             warnings.warn(
@@ -67,6 +82,65 @@ class PretrainedWeights(nn.Module):
         if not bool(self.arrived):
             raise FileNotFoundError(f"The encoder has no weights: {self._reason}")
         self._checked = True
+
+
+class Normalize(nn.Module):
+    """Images as a network's trained weights know them: less a mean, over a deviation.
+
+    Both are part of the state dict, so that a saved agent needs no file to know them.
+
+    Args:
+        statistics: Mean and deviation of R, G and B.
+        channels: Image channels. Multiples of 3 are R, G, B, R, ..., as the stem's weights repeat; others grey, which
+            gets the colours' mean.
+
+    Shape:
+        (N, channels, H, W), float in [0, 1], or uint8 in [0, 255] -> the same shape, float.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would read it
+        mean: th.Tensor
+        std: th.Tensor
+
+    def __init__(self, statistics: Statistics, channels: int) -> None:
+        super().__init__()
+        for name, colours in zip(("mean", "std"), statistics, strict=True):
+            values = th.tensor(colours)
+            values = values.repeat(channels // RGB) if channels % RGB == 0 else values.mean().repeat(channels)
+            self.register_buffer(name, values[:, None, None])
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """Subtract and divide."""
+        if images.dtype == th.uint8:
+            images = images.float() / 255
+        return (images - self.mean) / self.std
+
+
+def image_statistics(path: Path) -> Statistics:
+    """Mean and deviation of the images that a file's weights were trained on, a number for R, G and B each.
+
+    timm's are in the ``config.json`` that the hub keeps beside the file; else the file's name tells which of timm's two
+    it has. Weights that this package wrote were trained on images in [0, 1] and say nothing.
+    """
+    if path.suffix == ".safetensors":
+        with open_regular(path) as file:
+            _, metadata = read_header(file, path)
+        if "mnv4_rl" in metadata:
+            return AS_IT_IS
+    config = _config_beside(path)
+    if config is not None:
+        return config
+    named = next((part for part in reversed(path.absolute().parts) if "mobilenetv4_" in part), "")
+    return INCEPTION if _INCEPTION_NAME.search(named) else IMAGENET
+
+
+def _config_beside(path: Path) -> Statistics | None:
+    try:
+        data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))["pretrained_cfg"]
+        mean, std = (tuple(float(number) for number in data[key]) for key in ("mean", "std"))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or some other program's
+        return None
+    return (mean, std) if len(mean) == len(std) == RGB and all(0 < value < 10 for value in std) else None
 
 
 def freeze_trunk(network: Network) -> None:

@@ -147,7 +147,7 @@ def test_a_folder_with_files_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_missing_package_gives_the_install_line() -> None:
     with pytest.raises(
-        SystemExit, match=r'needs no_such_package(.|\n)*pip install -c constraints.txt -e "\.\[runner\]"'
+        SystemExit, match=r"needs no_such_package(.|\n)*pip install -c constraints.txt -e \. -r requirements"
     ):
         custom_env.require("tyro", "no_such_package")
 

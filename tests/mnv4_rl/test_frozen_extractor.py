@@ -14,7 +14,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.envs import FakeImageEnv
 from torch import nn
 
-from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, list_models
+from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, list_models, load_agent, save_agent
+from mnv4_rl.export import fold
 from mnv4_rl.weights.loading import adapt_stem, save_weights, to_timm_state_dict
 
 SIDE = 40
@@ -217,3 +218,69 @@ def test_from_scratch_there_is_no_batch_norm_and_the_signal_is_healthy(name: str
     assert 0.1 < float(features.detach().std(0).mean()) < 3
     features.square().mean().backward()
     assert all(parameter.grad is not None for parameter in extractor.parameters())
+
+
+class TestStatistics:
+    """Images reach trained weights as they were in that training; the borders too, which are padded behind it."""
+
+    def extractor(self, checkpoint, channels=3, **kwargs):
+        space = spaces.Box(0, 255, (channels, SIDE, SIDE), np.uint8)
+        return MNV4Extractor(space, 16, variant="mnv4_conv_s", pretrained=checkpoint, **kwargs)
+
+    def expected(self, extractor, images, mean, std):
+        shape = (1, -1, 1, 1)
+        return extractor.network((images.float() / 255 - th.tensor(mean).view(shape)) / th.tensor(std).view(shape))
+
+    @pytest.mark.parametrize("channels", [1, 3, 4, 6])
+    def test_imagenets_by_default(self, checkpoint: Path, channels: int) -> None:
+        extractor = self.extractor(checkpoint, channels)
+        images = th.randint(0, 256, (2, channels, SIDE, SIDE), dtype=th.uint8)
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        if channels % 3:
+            mean, std = [sum(mean) / 3], [sum(std) / 3]
+        else:
+            mean, std = mean * (channels // 3), std * (channels // 3)
+        expected = self.expected(extractor, images, mean, std)
+        th.testing.assert_close(extractor(images), expected, rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(extractor(images.float() / 255), expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["mobilenetv4_conv_small.e3600_r256_in1k", "mobilenetv4_conv_small_050"])
+    def test_timms_other_ones_by_the_files_name(self, checkpoint: Path, name: str) -> None:
+        extractor = self.extractor(checkpoint.rename(checkpoint.with_name(f"{name}.safetensors")))
+        assert extractor.normalize.mean.unique().item() == extractor.normalize.std.unique().item() == 0.5
+
+    @pytest.mark.parametrize(
+        ("config", "mean"),
+        [
+            ('{"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}', 0.1),
+            ('{"pretrained_cfg": {"mean": [0.1], "std": [0]}}', 0.485),
+            ("[]", 0.485),
+            ("{", 0.485),
+        ],
+    )
+    def test_the_hubs_config_knows_best(self, checkpoint: Path, config: str, mean: float) -> None:
+        checkpoint.with_name("config.json").write_text(config)
+        assert self.extractor(checkpoint).normalize.mean[0].item() == pytest.approx(mean)
+
+    def test_none_for_images_that_are_normalised_and_for_our_own_weights(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        assert self.extractor(checkpoint, normalized_image=True).normalize.mean.abs().sum() == 0
+        save_weights(create_model("mnv4_conv_s", num_classes=0), tmp_path / "own.safetensors")
+        own = self.extractor(tmp_path / "own.safetensors").normalize
+        assert own.mean.abs().sum() == 0 and own.std.unique().item() == 1
+
+    def test_they_are_part_of_a_saved_agent(self, checkpoint: Path, tmp_path: Path) -> None:
+        agent = make_agent(PPO, pretrained=checkpoint)
+        save_agent(agent, tmp_path / "agent")
+        checkpoint.unlink()
+        loaded = load_agent(tmp_path / "agent", device="cpu")
+        assert th.equal(extractor_of(loaded).normalize.mean, extractor_of(agent).normalize.mean)
+        batch = th.as_tensor(some_observations())
+        th.testing.assert_close(loaded.policy.predict_values(batch), agent.policy.predict_values(batch))
+
+    def test_folded(self, checkpoint: Path) -> None:
+        agent = make_agent(PPO, pretrained=checkpoint)
+        batch = th.as_tensor(some_observations())
+        expected = agent.policy.get_distribution(batch).distribution.logits
+        th.testing.assert_close(fold(agent)(batch)[0].log_softmax(1), expected, rtol=1e-3, atol=1e-4)
