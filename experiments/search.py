@@ -20,8 +20,10 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import markdown_table, shown
 from experiments.racing.running import family_defaults
+from experiments.searching.costs import write_costs
 from experiments.searching.space import spec_of
 from experiments.searching.studying import SearchConfig, open_study, run_search
+from mnv4_rl.performance import tune
 
 if TYPE_CHECKING:
     import optuna
@@ -33,6 +35,10 @@ def main(args: list[str] | None = None) -> None:
     config = parse(SearchConfig, args, family_defaults(parse(SearchConfig, args)))
     with user_errors():
         config.check()
+        if config.costs:
+            tune(config.threads)
+            print(write_costs(config))
+            return
         open_study(config)
     interrupted = False
     try:

@@ -56,6 +56,8 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     if missing:
         raise ValueError(f"{run_dir}/config.yml is not the config of an Atari run: no {', '.join(missing)}.")
     check_choice("algo", config["algo"], ("ppo", *ALGOS))
+    if config.get("family", "atari") != "atari":
+        raise ValueError(f"{run_dir} holds a run on {config['family']}; only Atari's agents are played here.")
     game = resolve_game(config["game"])
     final, checkpoint = run_dir / "model.zip", newest_checkpoint(run_dir)
     if final.exists():

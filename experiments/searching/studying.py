@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from agents.runs import train_run
 from agents.runs.config import N_ENVS, SEED, TIMESTEPS, PPOConfig, ProcgenPPOConfig, check_device
 from agents.runs.resuming import recorded_config
 from experiments.benchmarking.encoders import make_call
-from experiments.benchmarking.measuring import calls_per_second, interleave
+from experiments.benchmarking.measuring import Ratio, calls_per_second, interleave, ratio
 from experiments.cli.results import check_file_name
 from experiments.racing.protocol import REFERENCE, check_tuning
 from experiments.searching.space import pick, spec_of
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 HEARTBEAT_SECONDS = 60  # a process that says nothing for three of them is taken for dead, and its candidate tried again
-_IMAGE = {"atari": (4, 84, 84), "procgen": (3, 64, 64)}
+IMAGES = {"atari": (4, 84, 84), "procgen": (3, 64, 64)}
 _CONFIGS = {"atari": PPOConfig, "procgen": ProcgenPPOConfig}
 _RANGES = {
     "budget": Interval(0, includes_low=False),
@@ -87,6 +87,8 @@ class SearchConfig:
     """Rounds of timing, of which the median counts."""
     min_seconds: float = 0.2
     """Seconds of passes in one round."""
+    costs: bool = False
+    """Search nothing: time rl_s with each option of the space in turn, and write a table of it."""
     search_dir: Path = Path("runs/search")
     """Folder for the study and its runs."""
     ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
@@ -209,21 +211,30 @@ def score_candidate(config: SearchConfig, study: optuna.Study, trial: optuna.Tri
 
 
 def relative_cost(spec: NetworkSpec, config: SearchConfig) -> float:
-    """Seconds of a candidate's forward and backward pass over NatureCNN's in the same rounds; CPU seconds on a CPU."""
-    shape = _IMAGE[family_of(config.games[0])]
+    """As :func:`relative_costs`, the median for one candidate."""
+    return relative_costs([spec], config)[spec.name].median
+
+
+def relative_costs(specs: Sequence[NetworkSpec], config: SearchConfig) -> dict[str, Ratio]:
+    """Seconds of candidates' forward and backward passes over NatureCNN's in the same rounds, by name.
+
+    CPU seconds on a CPU, which others may share.
+    """
+    shape = IMAGES[family_of(config.games[0])]
     device = "cuda" if config.device == "auto" and th.cuda.is_available() else config.device.replace("auto", "cpu")
     images = th.randint(0, 256, (config.batch, *shape), dtype=th.uint8, device=device)
-    clock = time.perf_counter if images.is_cuda else time.process_time  # others may share the machine
-    calls = {}
-    for name in (REFERENCE, spec.name):
+    clock = time.perf_counter if images.is_cuda else time.process_time
+    space, calls = spaces.Box(0, 255, shape, np.uint8), {}
+    for spec in specs:
+        add_encoder(spec.name, spec)
+    for name in (REFERENCE, *(spec.name for spec in specs)):
         kwargs = policy_kwargs(name)
-        space = spaces.Box(0, 255, shape, np.uint8)
         model = kwargs["features_extractor_class"](space, **kwargs["features_extractor_kwargs"]).to(device)
         calls[name] = make_call(model, images, "forward+backward", "fp32")
         calls[name]()  # warm
     measures = {name: partial(calls_per_second, call, config.min_seconds, clock) for name, call in calls.items()}
     rates = interleave(measures, config.rounds, lambda: None)
-    return float(np.median(rates[REFERENCE] / rates[spec.name]))
+    return {spec.name: ratio(rates[REFERENCE], rates[spec.name]) for spec in specs}
 
 
 def train_to(timesteps: int, spec: NetworkSpec, game: str, config: SearchConfig) -> float:

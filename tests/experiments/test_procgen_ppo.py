@@ -11,6 +11,7 @@ from agents.ppo import PRESETS
 from agents.runs import families
 from agents.runs.checkpoints import newest_checkpoint, read_state
 from agents.runs.config import ProcgenPPOConfig, command_line
+from agents.runs.loading import load_run
 from agents.runs.run import open_run
 from experiments import procgen_ppo
 from experiments.cli.command import parse
@@ -44,6 +45,12 @@ def test_a_run_folder_has_curves_config_and_both_evaluations(run):
     assert config["levels"] == {"distribution_mode": "easy", "num_levels": 3, "start_level": 0}
     assert (run / "model.zip").is_file() and (run / "monitor.csv").read_text().startswith("#")
     assert "procgen_ppo.py --game StarPilot" in (run / "command.txt").read_text()
+
+
+@needs_envpool
+def test_a_command_that_plays_atari_says_that_it_cannot_play_it(run):
+    with pytest.raises(ValueError, match="procgen"):
+        load_run(run)
 
 
 @needs_envpool

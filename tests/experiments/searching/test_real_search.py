@@ -2,21 +2,29 @@
 
 import pytest
 
-from agents import encoders
 from experiments import search
-from experiments.searching import studying
-from experiments.searching.space import RL_S_CHOICES, spec_of
+from experiments.cli.results import read_csv
+from experiments.searching import costs, studying
+from experiments.searching.space import RL_S_CHOICES, SPACE, spec_of
 from experiments.searching.studying import SearchConfig
-from mnv4_rl.models.registry import get_spec
 from tests.needs import needs_envpool
 
 
 def test_cost_is_a_share_of_natures():
     ours = SearchConfig(batch=16, rounds=3, min_seconds=0.01)
     large = spec_of({**RL_S_CHOICES, "stem": "conv3", "width": "32", "expansion": "wide", "first_residual": "fused"})
-    encoders.add_encoder(large.name, large)
-    small, big = studying.relative_cost(get_spec("rl_s"), ours), studying.relative_cost(large, ours)
+    small, big = studying.relative_cost(spec_of(RL_S_CHOICES), ours), studying.relative_cost(large, ours)
     assert 0 < small < big
+
+
+def test_every_option_is_timed_as_a_neighbour_of_rl_s(monkeypatch, tmp_path):
+    few = {"width": SPACE["width"], "norm": SPACE["norm"]}
+    monkeypatch.setattr(costs, "SPACE", few)
+    table = costs.write_costs(SearchConfig(batch=2, rounds=1, min_seconds=0), tmp_path)
+    rows = read_csv(tmp_path / "search_costs_procgen.csv")
+    assert [(row["choice"], row["option"]) for row in rows] == [(c, o) for c in few for o in few[c]]
+    assert all(float(row["cost"]) > 0 for row in rows) and table.count("\n") == len(rows) + 1
+    assert costs.neighbours()["width", "16"] == costs.neighbours()["norm", "none"] == spec_of(RL_S_CHOICES)
 
 
 @needs_envpool
