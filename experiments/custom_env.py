@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.models.specs import NetworkSpec
 from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.safe_files import write_csv
 
 SIZE = 64  # side of the picture in pixels
 CELL = 8  # side of a ball, and what a ball falls and the paddle moves in one step, in pixels
@@ -261,14 +262,6 @@ def table(results: list[Result], chance: float) -> str:
     return "\n".join(lines)
 
 
-def write_results(results: list[Result], path: Path) -> None:
-    """The table as a CSV, one row an encoder."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Result)])
-        writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
-
-
 def require(*packages: str) -> None:
     """Stop with the install line where a package of requirements.txt is missing.
 
@@ -295,7 +288,7 @@ def main(args: list[str] | None = None) -> list[Result]:
     chance = random_return(config.n_eval_episodes, config.seed)
     results = [train(encoder, config) for encoder in config.encoder]
     print(f"\n{table(results, chance)}\n")
-    write_results(results, config.run_dir / "results.csv")
+    write_csv(config.run_dir / "results.csv", [asdict(result) for result in results])
     print(f"Results: {config.run_dir}/results.csv    Curves: {config.run_dir}/ENCODER/progress.csv")
     print(f"Watch:   tensorboard --logdir {config.run_dir}")
     return results

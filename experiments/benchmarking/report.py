@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from experiments.benchmarking.measuring import Row
-from experiments.cli.results import markdown_table
+from experiments.cli.results import markdown_table, save_figure
 
 _HEADER = (
     "model", "task", "device", "dtype", "batch", "image", "n_envs", "a second", "ratio", "lowest to highest",
@@ -77,7 +77,7 @@ def draw(rows: Sequence[Row], comments: Sequence[str], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
     figure.supxlabel("; ".join(comments), fontsize=6, wrap=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from experiments.classification.training import Evaluation
-from experiments.cli.results import markdown_table, read_csv
+from experiments.cli.results import markdown_table, read_csv, save_figure
 from mnv4_rl.safe_files import write_csv, write_file
 
 MAX_NUMBERED_CLASSES, MAX_NAMED_CLASSES = 20, 50
@@ -62,7 +61,7 @@ def draw_confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], t
 
     n = len(class_names)
     side = min(12.0, max(4.5, 1.8 + 0.42 * n))  # inches
-    figure = Figure(figsize=(side + 0.7, side), layout="constrained", dpi=130)
+    figure = Figure(figsize=(side + 0.7, side), layout="constrained")
     axes = figure.add_subplot()
     rotation = 90 if max(map(len, class_names)) > 2 else 0
     display = ConfusionMatrixDisplay(matrix, display_labels=class_names)
@@ -70,9 +69,7 @@ def draw_confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], t
     if n > MAX_NAMED_CLASSES:
         axes.set(xticks=[], yticks=[])
     axes.set(title=title)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(path, picture.getvalue())
+    save_figure(figure, path, dpi=130)
 
 
 def add_result(path: Path, row: Mapping[str, Any], picture: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
+from mnv4_rl.safe_files import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -54,6 +58,13 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, nu
     rule = "|---" + "|---:" * (len(headings) - 1) if numbers else "|---" * len(headings)
     lines = (f"| {' | '.join(cells)} |" for cells in rows)
     return "\n".join([f"| {' | '.join(headings)} |", f"{rule}|", *lines])
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a figure as a PNG, whole or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    write_file(path, picture.getvalue())
 
 
 def normalised_text(game: str, score: float) -> str:

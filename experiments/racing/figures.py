@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from experiments.cli.results import save_figure
 from experiments.racing.curves import Curve
 from experiments.racing.matrix import Races, last_score, mean_clock, mean_curve
 from experiments.racing.published_scores import NATURE_PPO_SCORES
@@ -118,5 +119,5 @@ def label_axis(axis: Axes, x: str, y: str) -> None:
 
 def save(figure: plt.Figure, path: Path) -> None:
     """Write a figure and let it go."""
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     plt.close(figure)
