@@ -44,15 +44,18 @@ def imported_modules(path: Path) -> set[str]:
 
 
 @cache
-def is_basic(name: str) -> bool:
-    """Whether a module at the top of the library imports nothing of ours, or basics alone."""
-    return NAMES[name].parent == ROOT / "mnv4_rl" and all(is_basic(other) for other in imported_modules(NAMES[name]))
+def basics() -> set[str]:
+    """Modules at the top of the library that import nothing of ours but each other."""
+    found = {name for name, path in NAMES.items() if path.parent == ROOT / "mnv4_rl"}
+    while outside := {name for name in found if not imported_modules(NAMES[name]) <= found}:
+        found -= outside
+    return found
 
 
 @cache
 def room_of(name: str) -> str:
     """The room that a module is in."""
-    return BASICS if is_basic(name) else str(NAMES[name].relative_to(ROOT).parent)
+    return BASICS if name in basics() else str(NAMES[name].relative_to(ROOT).parent)
 
 
 def package_of(room: str) -> str:

@@ -68,7 +68,10 @@ def label_of(run: Path) -> str:
     config = read_config(run)
     if missing := {"game", "algo", "encoder", "seed"} - config.keys():
         raise ValueError(f"{run}/config.yml is not the config of an Atari run: no {', '.join(sorted(missing))}.")
-    return run_name(config["game"], config["algo"], config["encoder"], config["seed"])
+    game = config["game"]
+    if isinstance(game, str):
+        game = game.replace("/", "_")  # procgen/starpilot
+    return run_name(game, config["algo"], config["encoder"], config["seed"])
 
 
 def provenance(run: Path) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def same_weights(first, second):
 
 def test_run_folder_explains_itself(images, tmp_path, capsys):
     main(flags(images, tmp_path / "run", "--drop-path", "0.1"))
-    files = {path.name for path in (tmp_path / "run").iterdir()}
+    files = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
     assert {name for name in files if not name.startswith("events.out")} == FILES
     config = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
     assert (config["model"], config["data"], config["image_size"]) == ("mobilenet_v4_nano", str(images), 8)
@@ -156,11 +156,15 @@ def test_wrong_data_leave_nothing_behind(images, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_with_a_run_is_not_overwritten(images, tmp_path, capsys):
     main(flags(images, tmp_path / "run"))
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = contents(tmp_path / "run")
     refused(flags(images, tmp_path / "run"), capsys, "already holds a run")
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert contents(tmp_path / "run") == before
 
 
 def test_resume_mistakes(images, tmp_path, capsys):
