@@ -51,7 +51,7 @@ TRAINING, REPLAY = "training.json", "replay.npz"  # what a run's checkpoints hav
 LIMITS = {AGENT: MAX_JSON_BYTES, TENSORS: 2 * 2**30}  # bytes of each file
 LIMITS_BESIDE = {TRAINING: MAX_JSON_BYTES, REPLAY: 16 * 2**30}
 # A model may take this many times its file while it is built, and a small one this many bytes.
-_TIMES, _AT_LEAST_BYTES = 3, 2**28
+_TIMES, _AT_LEAST_BYTES = 3, 2**26
 _ZIP_TIMES, _ZIP_BYTES = 4, 2**26  # a member of a zip, in the same way
 
 

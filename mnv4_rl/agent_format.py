@@ -317,14 +317,15 @@ class Budget(TorchFunctionMode):
     """Refuses to create tensors that are out of proportion, before they are allocated.
 
     Args:
-        max_bytes: What all that are created on purpose may take together, and the result of any one convolution.
+        max_bytes: What all that are created on purpose may take together.
     """
 
+    _MAX_MAP_BYTES = 2**30  # the result of one convolution: a network looks at a few pictures when it is built
     _CREATORS = ("empty", "zeros", "ones", "full", "rand", "randn")
 
     def __init__(self, max_bytes: float) -> None:
         super().__init__()
-        self._max = self._left = max_bytes
+        self._left = max_bytes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, then do what was asked for."""
@@ -333,7 +334,9 @@ class Budget(TorchFunctionMode):
             size = kwargs.get("size", args) if kwargs else args
             sides = size[0] if size and isinstance(size[0], list | tuple) else size
             self._left -= 4 * math.prod(side for side in sides if isinstance(side, int))
-        wide = name == "conv2d" and 4 * args[0].shape[0] * args[1].shape[0] * args[0][0, 0].numel() > self._max
+        wide = (
+            name == "conv2d" and 4 * args[0].shape[0] * args[1].shape[0] * args[0][0, 0].numel() > self._MAX_MAP_BYTES
+        )
         if self._left < 0 or wide:
             raise ValueError("it describes a network out of all proportion to the weights beside it")
         return func(*args, **(kwargs or {}))

@@ -71,8 +71,11 @@ class BoxSpace(Schema):
 
     def make(self) -> spaces.Box:
         """The space."""
-        low, high = (np.broadcast_to(_spread(end, self.shape), self.shape) for end in (self.low, self.high))
-        return spaces.Box(low, high, self.shape, np.dtype(self.dtype).type)
+        dtype = np.dtype(self.dtype)
+        # Whole numbers stay floats: the Box itself refuses those that its type cannot hold.
+        kept = dtype if dtype.kind == "f" else np.dtype(np.float64)
+        low, high = (np.broadcast_to(_spread(end, self.shape, kept), self.shape) for end in (self.low, self.high))
+        return spaces.Box(low, high, self.shape, dtype.type)
 
 
 class DiscreteSpace(Schema):
@@ -161,8 +164,8 @@ def _to_json(value: Any) -> Any:
     return str(value) if math.isinf(value) else value.item()
 
 
-def _spread(bound: Any, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.asarray(bound, dtype=np.float64)
+def _spread(bound: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    values = np.asarray(bound, dtype=np.float64).astype(dtype)
     return values.reshape(shape) if values.ndim else values
 
 

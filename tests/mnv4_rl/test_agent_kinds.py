@@ -35,7 +35,7 @@ class Robot(gym.Env):
 
     observation_space = spaces.Dict(
         camera=spaces.Box(0, 255, (3, 40, 40), np.uint8),
-        joints=spaces.Box(-np.inf, np.array([1, 2, np.inf]), (3,), np.float32),
+        joints=spaces.Box(-np.inf, np.array([0.1, 2, np.inf], np.float32), (3,), np.float32),
         button=spaces.Discrete(2),
     )
     action_space = spaces.MultiDiscrete([3, 2])
@@ -151,6 +151,7 @@ def plain(state):
 SLOW = {"trpo", "recurrent", "recurrent, one argument"}
 
 
+@pytest.mark.filterwarnings("error:.*precision lowered:UserWarning")
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in (*KINDS, *CONTRIB)]
 )
@@ -161,6 +162,7 @@ def test_an_agent_comes_back_and_trains_on(kind, tmp_path):
     path = save_agent(model, tmp_path / "agent")
     loaded = load_agent(path, device="cpu")
     assert type(loaded) is type(model) and loaded.policy_class is model.policy_class
+    assert (loaded.observation_space, loaded.action_space) == (model.observation_space, model.action_space)
     assert same(plain(model.policy.state_dict()), loaded.policy.state_dict())
     assert actions(model) == actions(loaded)
     assert json.loads((path / "agent.json").read_text()) == json.loads(
