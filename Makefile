@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 60
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark test test-slow test-gpu fuzz golden rooms test-zoo lint format clean
+.PHONY: help install train race benchmark benchmark-gpu test test-slow test-gpu fuzz golden rooms test-zoo lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,6 +41,9 @@ race: $(STAMP)  ## Train NatureCNN and rl_s side by side and draw both: GAMES="p
 
 benchmark: $(STAMP)  ## Measure encoders and training against NatureCNN and plain SB3; run it with nothing else running
 	$(PY) experiments/benchmark.py $(ARGS)
+
+benchmark-gpu: $(STAMP)  ## Measure everything on a GPU in 9 minutes: tests, encoders, PPO, DQN, Pong with the time left
+	$(PY) experiments/benchmark_gpu.py --budget-seconds 540 --device cuda $(ARGS)
 
 test: $(STAMP)  ## The default tests (under 10 minutes on 2 cores)
 	$(PY) -m pytest -m "not slow"

@@ -1,0 +1,121 @@
+"""Measure everything on a GPU within a few minutes: tests, encoders, PPO, DQN, then Pong with the time that is left.
+
+python experiments/benchmark_gpu.py --budget-seconds 540 --device cuda
+
+The most important comes first, every part in a process of its own that is ended when its time is over, and every CSV is
+whole after each row: a run that is killed leaves what it measured. It has not run
+on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiments.benchmarking import gpu
+from experiments.benchmarking.gpu import GPURow, Part, Sizes, default_setting, set_up
+from experiments.benchmarking.measuring import machine
+from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.cli.results import RESULTS, read_csv, shown
+from mnv4_rl.checks import Interval, check_ranges
+from mnv4_rl.safe_files import make_folder, write_file
+
+PartName = Literal["tests", "encoders", "ppo", "dqn", "pong"]
+# Share of the budget that is spent when a part ends; what it leaves is the next one's.
+SHARES: dict[PartName, float] = {"tests": 0.2, "encoders": 0.42, "ppo": 0.68, "dqn": 0.73, "pong": 1.0}
+_STOP_SECONDS = 5.0  # for a part that overran to be ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPUConfig:
+    """Measure tests, encoders, PPO, DQN and Pong on a GPU within a budget of time."""
+
+    budget_seconds: float = 540.0
+    """Wall seconds from start to end."""
+    device: str = "cuda"
+    """cuda, cuda:N, or cpu for a dry run."""
+    parts: tuple[PartName, ...] = tuple(SHARES)
+    """What to measure, in this order."""
+    sizes: Sizes = field(default_factory=Sizes)
+    """How much of it."""
+    results_dir: Path = RESULTS / "gpu"
+    """Folder for one CSV a part, and the machine beside them."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the parts one after the other."""
+    words = sys.argv[1:] if args is None else args
+    config = parse(GPUConfig, args)
+    with user_errors():
+        check_ranges(config, {"budget_seconds": Interval(0, includes_low=False)})
+        set_up(config.device)
+        make_folder(config.results_dir)
+    if len(config.parts) == 1:
+        run_part(config.parts[0], config)
+        return
+    lines = "\n".join(f"{key}: {value}" for key, value in machine().items())
+    write_file(config.results_dir / "machine.txt", f"{lines}\n".encode())
+    try:
+        run_parts(config, words)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is in {shown(config.results_dir)}")
+        sys.exit(INTERRUPTED_CODE)
+    print(f"results      {shown(config.results_dir)}")
+
+
+def run_parts(config: GPUConfig, words: list[str]) -> None:
+    """Each part in a process of its own: a crash or a compiler that hangs costs that part alone."""
+    began = time.perf_counter()
+    for name in SHARES:
+        left = SHARES[name] * config.budget_seconds - (time.perf_counter() - began) - _STOP_SECONDS
+        if name not in config.parts or left <= 0:
+            continue
+        print(f"{name}: {left:.0f} s", flush=True)
+        command = [sys.executable, str(Path(__file__).resolve()), *words]
+        try:
+            # tyro takes the last of a flag that is given twice.
+            subprocess.run([*command, "--parts", name, "--budget-seconds", str(left)], timeout=left + _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{name} was ended when its time was over", flush=True)
+
+
+def run_part(name: PartName, config: GPUConfig) -> None:
+    """Measure one part in this process."""
+    age = time.time() - psutil.Process().create_time()  # importing counts too
+    seconds = config.budget_seconds - age if __name__ == "__main__" else config.budget_seconds
+    part = Part(name, config.device, config.results_dir / f"{name}.csv", seconds, config.sizes)
+    if name == "pong":
+        gpu.run_pong(part, fastest(config.results_dir / "ppo.csv", config.sizes))
+    else:
+        {"tests": gpu.run_tests, "encoders": gpu.run_encoders, "ppo": gpu.run_ppo, "dqn": gpu.run_dqn}[name](part)
+
+
+def fastest(path: Path, sizes: Sizes) -> GPURow:
+    """The setting of our PPO with the most agent timesteps a second."""
+    measured = read_csv(path) if path.is_file() else []
+    rows = [row for row in measured if row["model"] in sizes.encoders and row["per_second"]]
+    if not rows:
+        return default_setting(sizes)
+    best = max(rows, key=lambda row: float(row["per_second"]))
+    return GPURow(
+        part="ppo",
+        model=best["model"],
+        task="ppo",
+        dtype=best["dtype"],
+        compiled=best["compiled"] == "True",
+        batch=int(best["batch"]),
+        n_envs=int(best["n_envs"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""What the GPU benchmark measures, most important first, each part within its share of the time."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+from agents.dqn import DQNHyperparameters, build_dqn
+from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.callbacks import EnvTimer, recent_score
+from experiments.benchmarking import encoders, training
+from experiments.benchmarking.encoders import TIMM_NAME
+from experiments.benchmarking.measuring import calls_per_second
+from experiments.benchmarking.training import GROWING, Task, train_once
+from mnv4_rl.atari import make_atari_env
+from mnv4_rl.performance import compile_encoders, set_precision, tune
+from mnv4_rl.safe_files import write_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = ("fp32", "tf32", "bf16")
+SOLVED = 18.0  # raw score on Pong
+SIZE = 84
+HORIZON = 4_000_000  # agent timesteps over which Pong's rates fall to 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPURow:
+    """One line of a CSV; None where a column means nothing.
+
+    Attributes:
+        part: Part of the benchmark.
+        model: Encoder, or set-up and encoder.
+        task: What was done.
+        dtype: "fp32" as PyTorch has it by default in agents, all of it in encoders; "tf32"; "bf16" for autocast.
+        compiled: Whether by torch.compile.
+        batch: Images in a call, or in a minibatch.
+        n_envs: Environments stepped together.
+        per_second: Images or agent timesteps a second.
+        env_fraction: Share of the wall time in the emulators.
+        learner_fraction: Share in updates; the rest is acting.
+        seconds: Wall seconds since the part's beginning.
+        timesteps: Agent timesteps trained.
+        score: Mean raw score of the last 100 games.
+        note: What else there is to say, or why there is no number.
+    """
+
+    part: str
+    model: str
+    task: str
+    dtype: str = "fp32"
+    compiled: bool = False
+    batch: int | None = None
+    n_envs: int | None = None
+    per_second: float | None = None
+    env_fraction: float | None = None
+    learner_fraction: float | None = None
+    seconds: float | None = None
+    timesteps: int | None = None
+    score: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured; the defaults are for a GPU, a test has smaller ones.
+
+    Attributes:
+        encoders: Names, most important first.
+        forward_batches: Images in a forward pass.
+        train_batches: Images in a forward and backward pass.
+        n_envs: Environments of PPO.
+        n_steps: Agent timesteps of a rollout in each environment.
+        stock_rollout: Agent timesteps of a rollout of stock SB3 in all its 8 environments.
+        compiles: Whether everything is measured compiled too.
+        min_seconds: Of calls in one measurement of an encoder; an agent trains ten times as long.
+    """
+
+    encoders: tuple[str, ...] = ("rl_s", "nature", "rl_m", "impala", TIMM_NAME)
+    forward_batches: tuple[int, ...] = (8, 64, 128)
+    train_batches: tuple[int, ...] = (2048, 256, 1024, 8192)
+    n_envs: tuple[int, ...] = (128, 8, 64, 256)
+    n_steps: int = 64
+    stock_rollout: int = 1024
+    compiles: bool = True
+    min_seconds: float = 0.2
+
+
+class Part:
+    """A part under way: where it runs, until when, and the CSV that is whole after every row.
+
+    Args:
+        name: Its name.
+        device: "cuda", "cuda:N" or "cpu".
+        csv: The file.
+        seconds: How long it may take.
+        sizes: How much is measured.
+    """
+
+    def __init__(self, name: str, device: str, csv: Path, seconds: float, sizes: Sizes) -> None:
+        self.name, self.device, self.sizes, self._csv = name, device, sizes, csv
+        self._start = time.perf_counter()
+        self._end = self._start + seconds
+        self.rows: list[GPURow] = []
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._start
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its time is spent."""
+        return self._end - time.perf_counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time is spent."""
+        return self.seconds_left <= 0
+
+    def add(self, row: GPURow) -> None:
+        """Write one more row, and say it."""
+        self.rows.append(replace(row, seconds=self.seconds))
+        write_csv(self._csv, [asdict(row) for row in self.rows], digits=5)
+        values = [value for value in asdict(self.rows[-1]).values() if value not in (None, "", False)]
+        print("  ".join(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in values), flush=True)
+
+    def try_to(self, row: GPURow, measure: Callable[[GPURow, Part], GPURow]) -> None:
+        """Add what a measurement gives; one that fails leaves the reason, and the others go on."""
+        try:
+            self.add(measure(row, self))
+        except Exception as error:  # memory, compilers and drivers have no common class
+            self.add(replace(row, note=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+
+
+def run_tests(part: Part) -> None:
+    """The tests of devices."""
+    part.try_to(GPURow(part=part.name, model="tests/gpu", task="pytest"), run_pytest)
+
+
+def run_pytest(row: GPURow, part: Part) -> GPURow:
+    """One process, and its last line."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "tests/gpu"]
+    if not part.sizes.compiles:
+        command += ["-m", "not slow"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=max(1.0, part.seconds_left)
+    )
+    print(done.stdout[-3000:])
+    last = (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1]
+    return replace(row, note=f"exit code {done.returncode}: {last}")
+
+
+def run_encoders(part: Part) -> None:
+    """Images a second of every encoder; all of them eager first, as compiling takes its time."""
+    sizes = part.sizes
+    tasks = [("forward", batch) for batch in sizes.forward_batches]
+    tasks += [("forward+backward", batch) for batch in sizes.train_batches]
+    compiled = (False, True) if sizes.compiles else (False,)
+    for is_compiled, dtype, (task, batch), name in itertools.product(compiled, DTYPES, tasks, sizes.encoders):
+        if part.is_over:
+            return
+        row = GPURow(part=part.name, model=name, task=task, dtype=dtype, compiled=is_compiled, batch=batch)
+        part.try_to(row, measure_encoder)
+
+
+def measure_encoder(row: GPURow, part: Part) -> GPURow:
+    """One encoder at one batch."""
+    assert row.batch is not None
+    model: nn.Module = encoders.build(row.model, SIZE).to(part.device)
+    if row.compiled:
+        th.compiler.reset()  # PyTorch gives up at eight graphs of one function
+        model = th.compile(model, mode="reduce-overhead", dynamic=False)  # type: ignore[assignment]
+    images = encoders.random_images(row.batch, SIZE, part.device)
+    call = encoders.make_call(model, images, row.task, "fp32" if row.dtype == "tf32" else row.dtype)
+
+    def step() -> None:
+        th.compiler.cudagraph_mark_step_begin()
+        call()
+
+    with tf32(row.dtype == "tf32"):
+        for _ in range(3):  # CUDA graphs are recorded in the second
+            step()
+        return replace(row, per_second=row.batch * calls_per_second(step, part.sizes.min_seconds))
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether fp32 products may be of 10 bits inside, convolutions too."""
+    before = th.get_float32_matmul_precision()
+    th.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        with th.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        th.set_float32_matmul_precision(before)
+
+
+def run_ppo(part: Part) -> None:
+    """PPO on Pong: stock SB3 first, then ours with ever more environments, in fp32, bf16 and compiled."""
+    sizes = part.sizes
+    stock = GPURow(part=part.name, model=training.REFERENCE, task="ppo", n_envs=8, batch=256)
+    part.try_to(stock, measure_stock)
+    settings = [(False, "fp32"), (False, "bf16"), *([(True, "fp32"), (True, "bf16")] if sizes.compiles else [])]
+    for (compiled, dtype), n_envs, encoder in itertools.product(settings, sizes.n_envs, sizes.encoders[:2]):
+        if part.is_over:
+            return
+        batch = minibatch(n_envs, sizes.n_steps)
+        row = GPURow(
+            part=part.name, model=encoder, task="ppo", dtype=dtype, compiled=compiled, n_envs=n_envs, batch=batch
+        )
+        part.try_to(row, measure_ppo)
+
+
+def minibatch(n_envs: int, n_steps: int) -> int:
+    """A quarter of a rollout, at most 2,048."""
+    return max(2, min(2048, n_envs * n_steps // 4))
+
+
+def measure_stock(row: GPURow, part: Part) -> GPURow:
+    """SB3 as documented."""
+    if (missing := training.sb3_missing()) is not None:
+        return replace(row, note=missing)
+    assert row.n_envs is not None
+    rollout = part.sizes.stock_rollout
+    task = Task(
+        part=part.name, algo="ppo", game="pong", n_envs=row.n_envs, rollout=rollout, threads=None, device=part.device
+    )
+    with closing(EnvTimer(training.make_env(GROWING[0], task))) as env:
+        return measure_agent(training.build_sb3_agent(env, GROWING[0].encoder, task), env, rollout, row, part)
+
+
+def measure_ppo(row: GPURow, part: Part) -> GPURow:
+    """Our PPO, rollout after rollout."""
+    assert row.n_envs is not None and row.batch is not None
+    with closing(pong(row.n_envs)) as env:
+        agent = build_our_ppo(row, env, part)
+        return measure_agent(agent, env, row.n_envs * part.sizes.n_steps, row, part)
+
+
+def build_our_ppo(row: GPURow, env: EnvTimer, part: Part) -> BaseAlgorithm:
+    """PPO with the settings of a row; rates and clipping as others have them for many environments."""
+    assert row.batch is not None
+    h = PPOHyperparameters(
+        n_steps=part.sizes.n_steps,
+        n_epochs=3,
+        batch_size=row.batch,
+        learning_rate=1e-3,
+        clip_range=0.2,
+        schedule_timesteps=HORIZON,
+    )
+    agent = build_ppo(env, row.model, total_timesteps=HORIZON, hyperparameters=h, seed=0, device=part.device)
+    prepare(agent, row)
+    return agent
+
+
+def prepare(agent: BaseAlgorithm, row: GPURow) -> None:
+    """Precision and compilation of a row; one that could not be compiled is no such row."""
+    set_precision(agent.policy, row.dtype)
+    th.compiler.reset()
+    if row.compiled and not compile_encoders(agent.policy):
+        raise RuntimeError("the encoder was not compiled; the warning above says why")
+
+
+def pong(n_envs: int) -> EnvTimer:
+    """Pong, stepped by ALE's threads."""
+    return EnvTimer(make_atari_env("pong", n_envs, 0))
+
+
+def measure_agent(agent: BaseAlgorithm, env: EnvTimer, rollout: int, row: GPURow, part: Part) -> GPURow:
+    """Agent timesteps a second after a first rollout, and where the time goes."""
+    learner = time_updates(agent)
+    train_once(agent, rollout)
+    env.seconds = learner[0] = 0.0
+    before, start = agent.num_timesteps, time.perf_counter()
+    while True:
+        train_once(agent, rollout)
+        elapsed = time.perf_counter() - start
+        if elapsed >= 10 * part.sizes.min_seconds or part.is_over:
+            break
+    trained = agent.num_timesteps - before
+    return replace(
+        row,
+        per_second=trained / elapsed,
+        timesteps=trained,
+        env_fraction=env.seconds / elapsed,
+        learner_fraction=learner[0] / elapsed,
+    )
+
+
+def time_updates(agent: Any) -> list[float]:
+    """Seconds in the agent's updates from now on, the device's work included: a list of the one number."""
+    seconds, train = [0.0], agent.train
+
+    def timed(*args: Any, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        train(*args, **kwargs)
+        if agent.device.type == "cuda":
+            th.cuda.synchronize(agent.device)
+        seconds[0] += time.perf_counter() - start
+
+    agent.train = timed
+    return seconds
+
+
+def run_dqn(part: Part) -> None:
+    """DQN on Pong, past the random play of its beginning."""
+    for compiled in (False, True) if part.sizes.compiles else (False,):
+        if part.is_over:
+            return
+        row = GPURow(part=part.name, model=part.sizes.encoders[0], task="dqn", compiled=compiled, n_envs=8, batch=32)
+        part.try_to(row, measure_dqn)
+
+
+def measure_dqn(row: GPURow, part: Part) -> GPURow:
+    """Our DQN with rl-zoo's values and a small replay."""
+    with closing(pong(8)) as env:
+        h = DQNHyperparameters(buffer_size=20_000, learning_starts=64)
+        agent = build_dqn(env, row.model, hyperparameters=h, seed=0, device=part.device)
+        prepare(agent, row)
+        return measure_agent(agent, env, 64, row, part)
+
+
+class Watch(BaseCallback):
+    """Writes the score after every rollout; ends training at the goal or when the time is spent."""
+
+    def __init__(self, part: Part, row: GPURow) -> None:
+        super().__init__()
+        self._part, self._row = part, row
+
+    def _on_step(self) -> bool:
+        return not self._part.is_over and (recent_score(self.model) or -21.0) < SOLVED
+
+    def _on_rollout_end(self) -> None:
+        rate = self.num_timesteps / self._part.seconds
+        row = replace(self._row, timesteps=self.num_timesteps, per_second=rate, score=recent_score(self.model))
+        self._part.add(row)
+
+
+def run_pong(part: Part, best: GPURow) -> None:
+    """Learn Pong with the fastest setting until it is solved or the time is spent."""
+    assert best.n_envs is not None
+    row = replace(best, part=part.name, task="learn Pong", env_fraction=None, learner_fraction=None)
+    with closing(pong(best.n_envs)) as env:
+        build_our_ppo(row, env, part).learn(HORIZON, callback=Watch(part, row))
+
+
+def default_setting(sizes: Sizes) -> GPURow:
+    """What learns Pong if PPO was not measured."""
+    n_envs = sizes.n_envs[0]
+    return GPURow(
+        part="ppo", model=sizes.encoders[0], task="ppo", n_envs=n_envs, batch=minibatch(n_envs, sizes.n_steps)
+    )
+
+
+def set_up(device: str) -> None:
+    """The process's settings, as the training commands make them."""
+    tune()
+    if device.startswith("cuda") and not th.cuda.is_available():
+        raise ValueError(f"PyTorch sees no GPU here, got device {device!r}; --device cpu is a dry run.")
