@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch as th
 from torch import Tensor, fx, nn
@@ -113,7 +113,8 @@ class Head(nn.Module):
         out_features: Width of what comes out.
     """
 
-    features: int
+    if TYPE_CHECKING:  # TorchScript would read it
+        features: int
 
     def set_classifier(self, num_classes: int) -> None:
         """A classifier as PyTorch draws it, or none for 0."""
