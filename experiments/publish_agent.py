@@ -13,7 +13,9 @@ README.md        the card: game, score, timesteps, command, commit; on top what 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -29,8 +31,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.play.evaluate import Evaluation, evaluate
 from agents.play.protocols import make_protocol_env
-from agents.play.video import Mp4Writer, gif
-from agents.runs.checkpoints import newest_checkpoint
+from agents.play.video import Mp4Writer, check_mp4, gif
+from agents.runs.checkpoints import newest_checkpoint, timesteps_of
 from agents.runs.config import N_ENVS, SEED
 from agents.runs.evaluation_log import record_clip
 from agents.runs.folder import KEPT_AGENT, read_config
@@ -39,11 +41,13 @@ from experiments.cli.results import AGENTS, ROOT, markdown_table, normalised_tex
 from experiments.racing.curves import label_of, provenance
 from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.atari.options import PROTOCOLS
 from mnv4_rl.checks import check_positive, check_ranges
 from mnv4_rl.hub import front_matter
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_file
+from mnv4_rl.sealed_folders import MANIFEST
 
 PROTOCOL = "sb3"
 FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
@@ -97,13 +101,35 @@ def read_finished(folder: Path) -> FinishedRun:
 
     Raises:
         ValueError: If the folder holds no run of a game, or one that has not reached its last timestep.
+        OSError: If it does not say where it comes from.
     """
     label_of(folder)  # refuses what is no run of a game
     settings, checkpoint = read_config(folder), newest_checkpoint(folder)
-    done, total = int(checkpoint.name) if checkpoint else 0, int(settings["total_timesteps"])
+    resolve_game(settings["game"])
+    total = settings.get("total_timesteps")
+    if type(total) is not int:
+        raise ValueError(f"{folder}/config.yml has total_timesteps {total!r}, which is no number of timesteps.")
+    done = timesteps_of(checkpoint) if checkpoint else 0
     if checkpoint is None or done < total:
         raise ValueError(f"{folder} stands at timestep {done:,} of {total:,}; train it to the end with --resume first.")
+    provenance(folder)  # refuses what does not say where it comes from, before hours of games
     return FinishedRun(folder, settings, done, load_agent(checkpoint, device="cpu"))
+
+
+def check_place(folder: Path) -> None:
+    """Refuse, before hours of games, a folder that their agent could not go to.
+
+    Raises:
+        OSError: If something is in the way, or nothing may be written there.
+        ModuleNotFoundError: If the clip could not be written.
+    """
+    make_folder(folder)
+    kept = folder / KEPT_AGENT
+    if os.path.lexists(kept) and not (kept / MANIFEST).is_file():
+        raise FileExistsError(f"{kept} exists and is no saved agent; move it away.")
+    check_mp4()
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def play(run: FinishedRun, config: PublishAgentConfig) -> Evaluation:
@@ -130,24 +156,30 @@ def clip_of(run: FinishedRun, seed: int) -> list[np.ndarray]:
         env.close()
 
 
-def write_mp4(screens: Sequence[np.ndarray], path: Path) -> None:
-    """Write screens as an mp4 in real time."""
-    writer = Mp4Writer(path, FRAME_SKIP)
-    for screen in screens:
-        writer.add(screen)
-    writer.close()
+def mp4(screens: Sequence[np.ndarray]) -> bytes:
+    """Screens as an mp4 in real time."""
+    with tempfile.TemporaryDirectory() as place:
+        writer = Mp4Writer(Path(place) / "play.mp4", FRAME_SKIP)
+        for screen in screens:
+            writer.add(screen)
+        writer.close()
+        return (Path(place) / "play.mp4").read_bytes()
 
 
 def write_agent(run: FinishedRun, evaluation: Evaluation, clip: Sequence[np.ndarray], folder: Path) -> None:
-    """Write the agent's folder, its card last; files that were there are replaced one by one."""
+    """Write the agent's folder, its card last; nothing that was there is replaced before all is ready."""
+    settings = {key: value for key, value in run.settings.items() if key != "run_dir"}
+    files = {
+        "config.yml": yaml.safe_dump(settings, sort_keys=False).encode(),
+        "evaluation.json": (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode(),
+        "play.gif": gif(clip, FRAME_SKIP, scale=1, max_bytes=CLIP_BYTES),
+        "play.mp4": mp4(clip),
+        "README.md": card(run, evaluation, folder).encode(),
+    }
     make_folder(folder)
     save_agent(run.model, folder / KEPT_AGENT, optimizer=False)
-    settings = {key: value for key, value in run.settings.items() if key != "run_dir"}
-    write_file(folder / "config.yml", yaml.safe_dump(settings, sort_keys=False).encode())
-    write_file(folder / "evaluation.json", (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
-    write_file(folder / "play.gif", gif(clip, FRAME_SKIP, scale=1, max_bytes=CLIP_BYTES))
-    write_mp4(clip, folder / "play.mp4")
-    write_file(folder / "README.md", card(run, evaluation, folder).encode())
+    for name, content in files.items():
+        write_file(folder / name, content)
 
 
 def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
@@ -192,6 +224,7 @@ def main(args: list[str] | None = None) -> None:
         tune(config.threads)
         run = read_finished(config.run)
         folder = config.agents_dir.expanduser().absolute() / label_of(config.run)
+        check_place(folder)
     evaluation = play(run, config)
     write_agent(run, evaluation, clip_of(run, config.seed), folder)
     print(f"mean         {evaluation}\nagent        {shown(folder)}")

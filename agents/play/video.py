@@ -60,6 +60,18 @@ class Show(VecEnvWrapper):
             sink(screen)
 
 
+def check_mp4() -> None:
+    """Refuse early where no mp4 can be written.
+
+    Raises:
+        ModuleNotFoundError: Without imageio and imageio-ffmpeg; the message has the install line.
+    """
+    if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+        raise ModuleNotFoundError(
+            f"mp4 needs imageio and imageio-ffmpeg; install them with: {VIDEO_INSTALL_LINE} (a GIF needs neither)"
+        )
+
+
 class Mp4Writer:
     """Writes screens into an mp4 file (H.264, real time). The file appears under its name when it is complete.
 
@@ -72,10 +84,7 @@ class Mp4Writer:
     """
 
     def __init__(self, path: Path, frame_skip: int) -> None:
-        if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
-            raise ModuleNotFoundError(
-                f"mp4 needs imageio and imageio-ffmpeg; install them with: {VIDEO_INSTALL_LINE} (a GIF needs neither)"
-            )
+        check_mp4()
         import imageio
 
         self._path = path

@@ -103,7 +103,7 @@ class RunFolder:
         Args:
             untouched: Whether nothing came of it, so that it is to be as it was found.
         """
-        self._lock.release(self._lock.previous if untouched else "")
+        self._lock.release(self._lock.previous if untouched else None)
         if untouched and self._is_new and not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -157,7 +157,7 @@ class RunFolder:
 
     def describe(self, config: dict[str, Any], command: str) -> None:
         """Write what is known before a session's first timestep: config, versions, its command below earlier ones."""
-        self._lock.previous = ""
+        self._lock.previous = None
         said = self.path / "command.txt"
         earlier = read_file(said, MAX_TEXT_BYTES, below=self.path) if said.exists() else b""
         write_file(said, earlier + f"{command}\n".encode())

@@ -11,8 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.play.evaluate import Player
 from agents.ppo import PPOHyperparameters, build_ppo
-from agents.runs.checkpoints import newest_checkpoint
-from agents.runs.folder import KEPT_AGENT, read_config
+from agents.runs.checkpoints import newest_checkpoint, timesteps_of
+from agents.runs.folder import KEPT_AGENT, exported_timesteps, read_config
 from mnv4_rl.agent_files import load_agent, load_zip_weights
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import resolve_game
@@ -40,7 +40,7 @@ class TrainedRun:
 
 
 def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
-    """Load the agent of a run folder: the final one, or that of the newest checkpoint while there is no final one.
+    """Load the agent of a run folder: the final one, or that of the newest checkpoint where it was trained for longer.
 
     Args:
         run_dir: A folder that a training command wrote, one of a published agent, or an .onnx file of one.
@@ -60,7 +60,8 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
         raise ValueError(f"{run_dir} holds a run on {config['family']}; only Atari's agents are played here.")
     game = resolve_game(config["game"])
     final, checkpoint = run_dir / "model.zip", newest_checkpoint(run_dir)
-    if final.exists():
+    exported = exported_timesteps(run_dir)  # None for a zip that is broken: loading says how
+    if final.exists() and (checkpoint is None or exported is None or exported >= timesteps_of(checkpoint)):
         model = _build(config, game, device)
         load_zip_weights(model, final)
     elif checkpoint is not None:

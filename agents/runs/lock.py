@@ -39,7 +39,7 @@ class RunLock:
         quiet: Whether taking over from a dead process goes without a note.
 
     Attributes:
-        previous: What a dead owner had left in the file, empty without one.
+        previous: What a dead owner had left in the file, None where there was none.
 
     Raises:
         FolderInUseError: If a live process holds it, with its id and start.
@@ -50,6 +50,7 @@ class RunLock:
     def __init__(self, path: Path, quiet: bool = False) -> None:
         self._path = path
         self._file: BinaryIO | None = None
+        self.previous: str | None = ""
         self._folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._file = self._take()
@@ -71,17 +72,17 @@ class RunLock:
                 "take the folder now, so this one ends without writing to it."
             )
 
-    def release(self, previous: str = "") -> None:
+    def release(self, previous: str | None = None) -> None:
         """Let go, and remove the file if it is still this process's.
 
         Args:
-            previous: A dead owner's name to leave there instead, for a folder that is to stay as it was found.
+            previous: What a dead owner had left, to leave again in a folder that is to stay as it was found.
         """
         if self._file is not None and _same(self._path, self._file.fileno()):
-            if previous:
-                self._write(previous)
-            else:
+            if previous is None:
                 self._path.unlink(missing_ok=True)
+            else:
+                self._write(previous)
         self._close()
 
     def _take(self) -> BinaryIO:
@@ -89,6 +90,7 @@ class RunLock:
         while True:
             with suppress(FileExistsError):
                 open_regular(self._path, "xb").close()
+                self.previous = None
             file = open_regular(self._path, "r+b")
             if locks_folders or (self._lock(file.fileno()) and _same(self._path, file.fileno())):
                 return file
@@ -110,7 +112,8 @@ class RunLock:
 
     def _sign(self, quiet: bool) -> None:
         assert self._file is not None
-        self.previous = self._file.read(_OWNER_BYTES).decode(errors="replace")
+        if self.previous is not None:
+            self.previous = self._file.read(_OWNER_BYTES).decode(errors="replace")
         if self.previous and not quiet:
             owner = _shown(self.previous)
             print(f"note: {owner}, which used this folder, has ended; going on in its place", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -90,12 +91,34 @@ def test_published_again_it_is_replaced(run, short_games, tmp_path):
 def test_what_cannot_be_published_leaves_nothing(run, tmp_path, capsys, total, flags, message):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "checkpoints").symlink_to(run[0] / "checkpoints")
+    shutil.copytree(run[0] / "checkpoints", folder / "checkpoints")
     write_config(folder, algo="ppo", game="pong", encoder="rl_s", seed=3, total_timesteps=total)
     with pytest.raises(SystemExit) as refused:
         publish_agent.main(["--run", str(folder), "--agents-dir", str(tmp_path / "agents"), *flags])
     assert refused.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "agents").exists()
+
+
+@pytest.mark.parametrize("fault", ["command.txt", "versions.txt", "place", "agent", "game", "seed", "total_timesteps"])
+def test_what_would_fail_after_the_games_is_refused_before_them(run, fault, tmp_path, capsys, monkeypatch):
+    folder, agents = tmp_path / "run", tmp_path / "agents"
+    shutil.copytree(run[0], folder)
+    settings = {"algo": "ppo", "game": "pong", "encoder": "rl_s", "seed": 3, "total_timesteps": TIMESTEPS}
+    wrong = {"game": "tetriss", "seed": "0/../../x", "total_timesteps": ["32"]}
+    write_config(folder, **settings | {name: value for name, value in wrong.items() if name == fault})
+    if fault.endswith(".txt"):
+        (folder / fault).unlink()
+    if fault == "place":
+        agents.write_text("a file")
+    if fault == "agent":
+        (agents / "pong__ppo__rl_s__s3" / "agent").mkdir(parents=True)
+    monkeypatch.setattr(publish_agent, "play", lambda *_: pytest.fail("games were played"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as refused:
+        publish_agent.main(["--run", str(folder), "--agents-dir", str(agents)])
+    error = capsys.readouterr().err
+    assert refused.value.code == 2 and error.splitlines()[-1].startswith("error: ")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

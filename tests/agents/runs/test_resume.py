@@ -120,7 +120,8 @@ def test_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(who
 
 def test_run_killed_before_its_first_checkpoint_starts_over_and_says_so(whole, tmp_path):
     run = stopped_at(whole[1], 0, tmp_path / "run")
-    (run / "model.zip").unlink()
+    for name in ("model.zip", "first_checkpoint.txt"):
+        (run / name).unlink()
     with RunFolder(run, resume=True) as folder:
         assert "no checkpoint was written before the run stopped: it starts over" in str(find_resume(folder))
     session(run, resume=True)

@@ -18,6 +18,7 @@ from agents.runs import OpenRun, open_run, train_run
 from agents.runs.checkpoints import newest_checkpoint, prune_checkpoints
 from agents.runs.config import DQNConfig, PPOConfig
 from agents.runs.folder import evaluated_timesteps, exported_timesteps
+from agents.runs.loading import load_run
 from agents.runs.lock import FolderInUseError, LostFolderError, RunLock
 from agents.runs.resuming import recorded_config
 from agents.runs.session import keep_exploring
@@ -502,3 +503,19 @@ def test_damaged_newest_is_never_deleted_by_a_resume(run):
     assert Path(newest_checkpoint(run)).name == "000000016"
     with pytest.raises(DamagedError):
         sealed_folders.SealedFolder(checkpoint(run), {"manifest.json": 1}, ("agent.json",)).verify()
+
+
+def test_the_agent_that_was_trained_for_longer_is_played(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    old = (run / "model.zip").read_bytes()
+    atari_ppo.main(["--resume", str(run), "--total-timesteps", "48"])
+    newest = parameters(load_run(run, "cpu"))
+    (run / "model.zip").write_bytes(old)  # as if it was killed before the new one
+    assert (parameters(load_run(run, "cpu")) == newest).all()
+    shutil.rmtree(checkpoint(run, 48))
+    assert not (parameters(load_run(run, "cpu")) == newest).all()  # the zip is as new as the checkpoint
+
+
+def parameters(run):
+    return np.concatenate([value.detach().numpy().ravel() for value in run.model.policy.parameters()])
