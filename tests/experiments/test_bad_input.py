@@ -31,8 +31,10 @@ from experiments import (
     export_agent,
     publish,
     publish_agent,
+    push_agent,
     race,
     report,
+    search,
     watch,
 )
 from mnv4_rl import MNV4Extractor
@@ -188,6 +190,8 @@ MISTAKES = [
     Mistake(watch, "nowhere --no-window", "nowhere holds no run"),
     Mistake(publish_agent, "--run nowhere --agents-dir out", "nowhere holds no run"),
     Mistake(export_agent, "nowhere", "nowhere"),
+    Mistake(push_agent, "empty user/name", "empty"),
+    Mistake(search, "--search-dir out --n-candidates -1", "n_candidates must lie in"),
     Mistake(publish_agent, "--run run --agents-dir out --n-envs 0", "n_envs must lie in"),
     Mistake(watch, "file --no-window", "file holds no run"),
 ]
