@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 60
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark benchmark-gpu test test-slow test-gpu fuzz golden rooms test-zoo lint format clean
+.PHONY: help install train race benchmark benchmark-gpu test test-slow test-gpu fuzz golden rooms test-zoo docs release-check lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -68,6 +68,18 @@ golden: $(STAMP)  ## Rewrite the pinned numbers in tests/golden; review the diff
 rooms: $(STAMP)  ## Draw the rooms of the code and the imports between them, docs/rooms.svg
 	$(PY) -m tests.rooms
 
+docs: $(STAMP)  ## Build the documentation into site/; open site/index.html
+	$(PY) -m sphinx -W --keep-going -q -c docs -b html . site
+
+release-check: $(STAMP)  ## Build wheel and sdist, check them, and run README's lines from the wheel alone
+	rm -rf dist .release && $(PYTHON) -m venv .release
+	.release/bin/python -m pip install --quiet -c constraints.txt build twine
+	.release/bin/python -m build --quiet
+	.release/bin/python -m twine check --strict dist/*
+	.release/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	$(PY) tests/readme_python.py | (cd .release && bin/python -)
+	rm -rf .release
+
 lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -78,4 +90,4 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 	$(PY) -m ruff format .
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) $(ZOO_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .release site $(ZOO_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

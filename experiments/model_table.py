@@ -1,4 +1,4 @@
-"""Rewrite README's table of all models from the registry.
+"""Rewrite the table of all models in docs/models.md from the registry.
 
 python experiments/model_table.py
 """
@@ -20,7 +20,7 @@ from mnv4_rl.models.complexity import Complexity, measure
 from mnv4_rl.models.registry import get_spec, list_models
 from mnv4_rl.safe_files import write_file
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- models: begin -->\n", "<!-- models: end -->\n"
 ATARI_SIZE = 84
 COLUMNS = ("model", "parameters", "MMACs at 84", "its own size", "MMACs there", "activations at 84")
@@ -56,22 +56,22 @@ def table() -> str:
     return markdown_table(COLUMNS, [row(name) for name in list_models()], numbers=True) + NOTE
 
 
-def with_table(readme: str) -> str:
-    """README's text with the table between its markers renewed.
+def with_table(page: str) -> str:
+    """A page with the table between its markers renewed.
 
     Raises:
         ValueError: If the markers are missing.
     """
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README needs the lines {BEGIN.strip()} and {END.strip()} around the table.")
-    before, rest = readme.split(BEGIN)
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"The page needs the lines {BEGIN.strip()} and {END.strip()} around the table.")
+    before, rest = page.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 
 
 def main() -> None:
     """Rewrite the table in place."""
-    write_file(README, with_table(README.read_text(encoding="utf-8")).encode())
-    print(f"Renewed the table of {len(list_models())} models in {README.name}")
+    write_file(PAGE, with_table(PAGE.read_text(encoding="utf-8")).encode())
+    print(f"Renewed the table of {len(list_models())} models in {PAGE.name}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ def check_positive(**values: int) -> None:
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Raise unless `value` is a whole number of at least `least`."""
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        TypeError: For what is no whole number.
+        ValueError: For a smaller one.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}. Pass an int of at least {least}.")
     if value < least:

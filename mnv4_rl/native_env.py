@@ -91,6 +91,9 @@ class NativeVecEnv(VecEnv):
         Returns:
             Observations (n_envs, channels, height, width) uint8, rewards (n_envs,) float32, dones (n_envs,) bool, and
             one info dict per environment.
+
+        Raises:
+            RuntimeError: If no step was begun.
         """
         if not self._pending:
             raise RuntimeError("No step is under way. Call step_async(actions) first.")

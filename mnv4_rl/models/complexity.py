@@ -132,7 +132,7 @@ def layer_macs(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> 
 
     Args:
         layer: A Conv2d, Linear or Attention; anything else costs 0.
-        inputs: What it was called with.
+        inputs: What it was called with, of any shape it takes.
         output: What it returned.
     """
     if isinstance(layer, nn.Conv2d):

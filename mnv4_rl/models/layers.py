@@ -126,7 +126,7 @@ def inside_transform() -> bool:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether the numbers of a tensor can be looked at, and looking changes nothing.
+    """Whether the numbers of a tensor of any shape can be looked at, and looking changes nothing.
 
     Not while tracing, exporting or compiling, on the meta device, or for what only stands for a tensor: those of
     torch.fx, FakeTensorMode and :mod:`torch.func`.
@@ -146,7 +146,7 @@ def convolve_image(
     padding: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """Convolve an image with zero padding; uint8 is read as divided by 255."""
+    """Convolve an image (N, C, H, W) with zero padding; uint8 is read as divided by 255."""
     if image.dtype != th.uint8:
         return F.conv2d(image, weight, bias, stride, padding, groups=groups)
     if not th.jit.is_scripting():
@@ -263,6 +263,9 @@ class SamePadConv2d(Conv2d):
         kernel_size: Side of the kernel.
         stride: Stride.
         bias: Whether a bias is added.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, bias: bool = True) -> None:

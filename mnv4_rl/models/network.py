@@ -178,7 +178,9 @@ class GridHead(Head):
         self.pool = GridPool(self.grid)
         self.squeeze = ConvNorm(in_channels, channels, norm="none") if spec.squeeze_channels else nn.Identity()
         self.fc = nn.Linear(channels * math.prod(self.grid), spec.image_features, bias=spec.norm == "none")
-        self.norm = make_norm(spec.norm, spec.image_features)
+        # Over a vector, whose axes TorchScript's ONNX cannot move as it does a map's.
+        is_layer = spec.norm == "layer"
+        self.norm = nn.LayerNorm(spec.image_features) if is_layer else make_norm(spec.norm, spec.image_features)
         self.activation = make_activation(spec.activation)
         self.set_classifier(num_classes)
 

@@ -233,7 +233,12 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file all or nothing: an existing one is replaced in one step, or not touched."""
+    """Write a file all or nothing: an existing one is replaced in one step, or not touched.
+
+    Raises:
+        ValueError: For another suffix.
+        OSError: If it cannot be written.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"Weights are written to a .safetensors file, got {str(path)!r}.")

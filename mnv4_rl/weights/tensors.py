@@ -66,7 +66,7 @@ def kind_problem(tensor: object, dtype: th.dtype) -> str:
 
 
 def number_problem(tensor: Tensor, dtype: th.dtype) -> str:
-    """Whether a number would be NaN or infinite in this dtype; empty if none."""
+    """Whether a number of a tensor of any shape would be NaN or infinite in this dtype; empty if none."""
     if not dtype.is_floating_point or bool(tensor.detach().to(dtype).isfinite().all()):
         return ""
     return "has values that are NaN or infinite"
@@ -80,7 +80,7 @@ def copy_tensors(own: StateDict, given: StateDict) -> None:
 
 
 def portable(tensor: Tensor) -> Tensor:
-    """A copy for a file: on the CPU, contiguous, with memory of its own."""
+    """A copy for a file, of the same shape: on the CPU, contiguous, with memory of its own."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
