@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import psutil
 
-from mnv4_rl.safe_files import DamagedError, open_regular
+from mnv4_rl.safe_files import DamagedError, check_size, open_regular
 
 _OWNER_BYTES = 4096
 
@@ -112,6 +112,7 @@ class RunLock:
 
     def _sign(self, quiet: bool) -> None:
         assert self._file is not None
+        check_size(self._file, self._path, _OWNER_BYTES)
         if self.previous is not None:
             self.previous = self._file.read(_OWNER_BYTES).decode(errors="replace")
         if self.previous and not quiet:

@@ -1,5 +1,6 @@
 """The long ones: a run that is killed again and again, and memory over hundreds of thousands of timesteps."""
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -10,14 +11,15 @@ import numpy as np
 import psutil
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.logs import STEP, read_rows
 from experiments import atari_dqn, atari_ppo
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.atari.options import PROTOCOLS
 from mnv4_rl.performance import tune
+from tests.tensorboard_server import LOADERS, tensorboard
 
 KILLS = 20
 FLAGS = ["--n-envs", "2", "--ppo.n-steps", "4", "--ppo.batch-size", "8", "--ppo.n-epochs", "1", "--threads", "1"]
@@ -30,7 +32,8 @@ DQN_FLAGS += [*FLAGS[FLAGS.index("--threads") :], "--checkpoint-replay"]
 
 
 def run_session(main, flags, log):
-    """The real command, as its own process; what it prints goes to a file."""
+    """The real command on games of ten timesteps, as its own process; what it prints goes to a file."""
+    PROTOCOLS["sb3"] = dataclasses.replace(PROTOCOLS["sb3"], max_episode_frames=40)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -64,6 +67,30 @@ def steps_of(run):
     return [int(row[STEP]) for row in read_rows(run / "progress.csv")] if (run / "progress.csv").exists() else []
 
 
+def end_session(context, main, run, place):
+    """One more session, which is asked to stop: what a kill leaves uneven is even then."""
+    before = newest_timestep(run)
+    process = context.Process(target=run_session, args=(main, ["--resume", str(run)], place / "last.log"))
+    process.start()
+    wait_until(lambda: newest_timestep(run) > before + 80, process)  # games are of twenty timesteps
+    process.terminate()
+    process.join()
+    assert process.exitcode == 130
+
+
+def check_curves(run):
+    """TensorBoard's own server shows the games of monitor.csv, and no timestep twice, with either of its loaders."""
+    rows = (run / "monitor.csv").read_text().splitlines()[2:]
+    scores = [float(row.split(",")[0]) for row in rows]
+    assert len(scores) > 2
+    for loader in LOADERS:
+        with tensorboard(run, loader) as server:
+            games, steps = server.points("score/game"), [point.step for point in server.points("time/wall_seconds")]
+        assert [point.value for point in games] == scores
+        assert [point.step for point in games] == sorted({point.step for point in games})
+        assert steps == sorted(set(steps))
+
+
 @pytest.mark.slow
 def test_run_survives_twenty_kills(tmp_path):
     """Every other kill waits for a half-written checkpoint. A fork server imports the packages once, not 21 times."""
@@ -88,10 +115,8 @@ def test_run_survives_twenty_kills(tmp_path):
         reached.append(newest_timestep(run))
     assert partial_writes >= KILLS // 4
     assert reached == sorted(reached) and reached[-1] > 0
-    events = EventAccumulator(str(run))
-    events.Reload()
-    logged = [event.step for event in events.Scalars("time/fps")]
-    assert logged == sorted(set(logged))
+    end_session(context, atari_ppo.main, run, tmp_path)
+    check_curves(run)
 
 
 @pytest.mark.slow
@@ -100,7 +125,7 @@ def test_dqn_with_its_replay_survives_kills(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.atari_dqn"])
     rng, run, partial_writes, reached = random.Random(0), tmp_path / "run", 0, [0]
-    for kill in range(8):
+    for kill in range(KILLS + 1):
         flags = ["--resume", str(run)] if kill else ["--run-dir", str(run), *DQN_FLAGS]
         process = context.Process(target=run_session, args=(atari_dqn.main, flags, tmp_path / f"{kill}.log"))
         process.start()
@@ -112,8 +137,10 @@ def test_dqn_with_its_replay_survives_kills(tmp_path):
             assert f"resumed from timestep {reached[-2]:,}" in (tmp_path / f"{kill}.log").read_text()
         steps = steps_of(run)
         assert steps == sorted(set(steps))
-    assert partial_writes >= 2
+    assert partial_writes >= KILLS // 4
     assert reached == sorted(set(reached))
+    end_session(context, atari_dqn.main, run, tmp_path)
+    check_curves(run)
 
 
 def newest_timestep(run):
