@@ -188,7 +188,7 @@ def _convert(folded: FoldedAgent, space: spaces.Space, observations: Mapping[str
     dynamic = tuple({0: th.export.Dim("n", min=1)} for _ in names)
     with _without_advice():
         program = th.onnx.export(
-            _ByPosition(folded, names, isinstance(space, spaces.Dict)),
+            _ByPosition(folded, names, isinstance(space, spaces.Dict)).eval(),
             examples,
             opset_version=OPSET,
             dynamic_shapes=(dynamic,),

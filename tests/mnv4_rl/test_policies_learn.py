@@ -1,6 +1,6 @@
-"""One argument learns: every algorithm finds the square with our defaults, and with NatureCNN beside them.
+"""One argument learns: every algorithm finds the square with our defaults to a stated return, NatureCNN beside them.
 
-A blind agent gets 2.7 of 8 in all of these.
+A blind agent gets 2.7 of 8 in all of these; NatureCNN, whose speed of learning is not ours to state, has to see more.
 """
 
 import pytest
@@ -18,6 +18,7 @@ ROLLOUT = {"n_steps": 64, "batch_size": 64, "n_epochs": 4, "learning_rate": 1e-3
 REPLAY = {"buffer_size": 4_000, "learning_starts": 200, "batch_size": 64, "learning_rate": 1e-3, "gamma": 0.5}
 REPLAY |= {"train_freq": 2, "gradient_steps": 1}
 Q = {**REPLAY, "target_update_interval": 200, "exploration_fraction": 0.3}
+SEES = 3.2
 # Algorithm, policy, settings, environment, agent timesteps, return of 8.
 TASKS = {
     "PPO": (PPO, MNV4Policy, ROLLOUT, {}, 2_048, 7.0),
@@ -31,7 +32,7 @@ TASKS = {
     "QR-DQN": (QRDQN, MNV4QRDQNPolicy, Q, {}, 2_000, 7.0),
     "RecurrentPPO": (RecurrentPPO, MNV4RecurrentPolicy, ROLLOUT, {}, 2_048, 7.0),
     "MaskablePPO": (MaskablePPO, MNV4MaskablePolicy, ROLLOUT, {}, 1_536, 7.0),
-    "TRPO": (TRPO, MNV4Policy, {"n_steps": 128, "batch_size": 64, "gamma": 0.5}, {}, 2_048, 7.0),
+    "TRPO": (TRPO, MNV4Policy, {"n_steps": 128, "batch_size": 64, "gamma": 0.5}, {}, 3_072, 7.0),
 }
 
 
@@ -47,4 +48,4 @@ def test_finds_the_square(task, encoder):
     evaluate = evaluate_masked if algorithm is MaskablePPO else evaluate_policy
     score, _ = evaluate(model, SeekEnv(**env), 30, warn=False)
     print(f"{task}, {encoder}: {score:.2f}")
-    assert score >= enough
+    assert score >= (enough if encoder == "rl_s" else SEES)

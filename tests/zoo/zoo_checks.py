@@ -1,6 +1,6 @@
 """rl-zoo trains, plays and tunes our policies by its own commands, in an environment of its own: `make test-zoo`.
 
-Not collected by the other targets: rl_zoo3 needs older versions of two packages that are pinned here.
+Not collected by the other targets, whose environment has no rl_zoo3.
 """
 
 import sys
