@@ -15,6 +15,11 @@ pytestmark = pytest.mark.slow
 TRAIN = "--n-envs 4 --threads 1 --ppo.n-steps 32 --ppo.batch-size 64 --ppo.n-epochs 1"
 # Command -> flags, and a file that it leaves in its folder. Games of Breakout end within a few hundred timesteps.
 COMMANDS = {
+    "benchmark_gpu": (
+        "--device cpu --parts encoders --sizes.encoders rl_s --sizes.forward-batches 2 --sizes.train-batches 2 "
+        "--sizes.no-compiles --sizes.min-seconds 0 --results-dir gpu",
+        "gpu/encoders.csv",
+    ),
     "atari_ppo": (f"--game breakout --total-timesteps 256 --evaluation-games 2 --run-dir ppo {TRAIN}", "ppo/model.zip"),
     "atari_dqn": (
         "--game breakout --total-timesteps 256 --dqn.learning-starts 128 --dqn.buffer-size 512 --evaluation-games 0 "
