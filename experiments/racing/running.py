@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import itertools
-import shutil
 import subprocess
 import sys
 import time
@@ -105,8 +104,8 @@ class Run:
         return self.folder.with_suffix(".log")
 
     def command(self) -> list[str]:
-        """The command line that trains this run: on from its newest checkpoint where it has one."""
-        if newest_checkpoint(self.folder):
+        """The command line that trains this run, or goes on with what its folder holds."""
+        if (self.folder / "config.yml").is_file():
             return [sys.executable, str(self.trainer), "--resume", str(self.folder)]
         flat = {key: value for key, value in self.settings.items() if key != "ppo"}
         flat |= {f"ppo.{key}": value for key, value in self.settings["ppo"].items()}
@@ -276,10 +275,8 @@ def lock_folder(folder: Path) -> IO[str]:
 
 
 def start(run: Run, lock: IO[str]) -> subprocess.Popen[bytes]:
-    """Start a run or go on with it; what a run without a checkpoint left is removed."""
+    """Start a run or go on with it; its own command refuses a folder that cannot go on, and says what to do."""
     command = run.command()
-    if "--resume" not in command and run.folder.exists():
-        shutil.rmtree(run.folder)
     with run.log.open("ab") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then stops the runs in order.
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock.fileno(),))
