@@ -50,9 +50,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from mnv4_rl.atari.games import gym_spec, minimal_actions, resolve_game
 from mnv4_rl.atari.options import PROTOCOLS, AtariOptions, options_of
+from mnv4_rl.atari.sb3_wrappers import wrappers_of
 from mnv4_rl.atari.scores import human_normalised
 from mnv4_rl.atari.screen import Screen, screen_size
-from mnv4_rl.atari.wrappers import wrappers_of
 from mnv4_rl.checks import check_count
 from mnv4_rl.episode_log import EpisodeLog
 from mnv4_rl.native_env import SEED_LIMIT, NativeVecEnv
@@ -186,7 +186,7 @@ class AtariVecEnv(NativeVecEnv):
         return gym_spec(self.game, self.options)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether this has the effect of one of SB3's wrappers, see `mnv4_rl.atari.wrappers.wrappers_of`."""
+        """Whether this has the effect of one of SB3's wrappers, see `mnv4_rl.atari.sb3_wrappers.wrappers_of`."""
         wrappers = wrappers_of(self.options, self._needs_fire)
         return [wrapper_class in wrappers for _ in self._get_indices(indices)]
 

@@ -31,6 +31,9 @@ from mnv4_rl.models.specs import (
 )
 from mnv4_rl.models.start import draw, start
 
+# Of an image. Each takes 262 kB while a network without norms is started on pictures.
+CHANNELS = Interval(1, 4096)
+
 
 class Network(nn.Module):
     """A built variant: ``head(stages(stem(x)))``.
@@ -272,9 +275,10 @@ def build(
             3 for RGB (3 channels for one frame, 12 for four) and any other number for grey frames.
 
     Raises:
-        ValueError: For sizes below 1, or frames that do not divide the channels.
+        ValueError: For sizes below 1, more channels than a picture has, or frames that do not divide the channels.
     """
     check_positive(in_channels=in_channels)
+    check_range("in_channels", in_channels, CHANNELS)
     check_classes(num_classes)
     height, width = image_size or (spec.image_size, spec.image_size)
     check_positive(height=height, width=width)

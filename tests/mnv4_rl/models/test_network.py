@@ -386,3 +386,8 @@ def test_forward_refuses_what_is_no_batch_of_its_images(shape):
 def test_a_row_nobody_builds_is_a_type_error():
     with pytest.raises(TypeError, match="No block is built from 'conv'"):
         build_block("conv", 3, TINY_SYSTEM)
+
+
+def test_an_image_of_absurdly_many_channels_is_refused_before_pictures_of_it_are_drawn():
+    with pytest.raises(ValueError, match="in_channels"):
+        build(get_spec("rl_s"), 65_536, 0, (16, 16))
