@@ -61,7 +61,8 @@ class SealedFolder:
         try:
             content = read_file(self.path / MANIFEST, MAX_JSON_BYTES, below=self.path)
         except OSError as error:
-            raise DamagedError(f"{path}: {MANIFEST} is missing or unreadable.") from error
+            what = f"{MANIFEST} is missing or unreadable" if self.path.exists() else "there is no such folder"
+            raise DamagedError(f"{path}: {what}; give the folder of a saved agent.") from error
         self._manifest = parse_json(dict[str, Fingerprint], content, self.path / MANIFEST)
         self.names = set(self._manifest)
         if unknown := self.names - set(limits):
