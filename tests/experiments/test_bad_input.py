@@ -25,8 +25,10 @@ from experiments import (
     atari_dqn,
     atari_ppo,
     benchmark,
+    benchmark_gpu,
     classify,
     custom_env,
+    draw_network,
     encoder_study,
     export_agent,
     publish,
@@ -175,7 +177,7 @@ MISTAKES = [
     Mistake(atari_ppo, "--resume run --ppo.gamma 0.5", "gamma"),
     Mistake(atari_ppo, "--resume run --game breakout", "game was pong in the run and cannot become breakout"),
     Mistake(atari_ppo, "--resume run", "has finished its 32 timesteps; give more with --total-timesteps"),
-    Mistake(atari_dqn, "--resume run", "holds a run of ppo"),
+    Mistake(atari_dqn, "--resume run", "holds a run of 'ppo'"),
     Mistake(custom_env, "--run-dir file", "file"),
     Mistake(classify, "--run-dir file/below --epochs 3", "cannot be made"),
     Mistake(classify, "--resume run", "not a configuration of this command"),
@@ -192,6 +194,9 @@ MISTAKES = [
     Mistake(export_agent, "nowhere", "nowhere"),
     Mistake(push_agent, "empty user/name", "empty"),
     Mistake(search, "--search-dir out --n-candidates -1", "n_candidates must lie in"),
+    Mistake(benchmark_gpu, "--results-dir out --device cpu --budget-seconds 0", "budget_seconds must lie in"),
+    Mistake(draw_network, "--results-dir out --encoder rl_x", "Did you mean 'rl_s'"),
+    Mistake(draw_network, "--results-dir file", "cannot be made"),
     Mistake(publish_agent, "--run run --agents-dir out --n-envs 0", "n_envs must lie in"),
     Mistake(watch, "file --no-window", "file holds no run"),
 ]
@@ -254,10 +259,18 @@ def as_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [truncate, as_text, foreign_zip, as_folder])
-def test_a_damaged_model_is_refused(damage, place, capsys):
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncate, "cannot give its weights"),
+        (as_text, "cannot give its weights"),
+        (foreign_zip, "cannot give its weights"),
+        (as_folder, "no regular file"),
+    ],
+)
+def test_a_damaged_model_is_refused(damage, says, place, capsys):
     damage(place / "run" / "model.zip")
-    refuse(watch.main, ["run", "--no-window"], "cannot give its weights", place, capsys)
+    refuse(watch.main, ["run", "--no-window"], says, place, capsys)
 
 
 @pytest.mark.parametrize("file", ["agent.safetensors", "agent.json", "training.json", "manifest.json"])

@@ -52,6 +52,7 @@ COMMANDS = {
         "--rl-batch 2 --other-batch 2 --threads 1 --results-dir .",
         "benchmark.png",
     ),
+    "draw_network": ("--results-dir images", "images/rl_s.png"),
     "encoder_study": ("--results-dir study", "study/encoder_study.md"),
     "classify": (
         "--data images --epochs 2 --warmup-epochs 1 --batch-size 8 --threads 1 --run-dir images_run",
