@@ -21,13 +21,14 @@ import time
 import numpy as np
 import psutil
 import torch as th
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import image as image_summary
 from tqdm import tqdm
 
+from agents.runs.event_file import EventFile, bytes_until, event_files
 from agents.runs.folder import RunFolder
 from experiments.classification.augment import augment_images
 from experiments.classification.training import Evaluation, Trainer
-from mnv4_rl.safe_files import write_csv, write_file
+from mnv4_rl.safe_files import cut_file, write_csv, write_file
 from mnv4_rl.weights import load_weights, save_weights
 
 Row = dict[str, float]
@@ -92,11 +93,15 @@ class ClassificationRun:
     def train(self) -> None:
         """Train the epochs that are left, saving after each. Ctrl-C leaves the last whole epoch's files in place."""
         trainer = self.trainer
-        with SummaryWriter(str(self.path), purge_step=trainer.epochs_done + 1) as writer, self._bar() as bar:
+        for path in event_files(self.path):  # what a session that was stopped had logged of an epoch it did not keep
+            cut_file(path, bytes_until(path, trainer.epochs_done), below=self.path)
+        writer = EventFile(self.path)
+        with self._bar() as bar:
             rng = np.random.default_rng(trainer.config.seed)
             examples = trainer.dataset.train[rng.permutation(len(trainer.dataset.train))[:16]].pixels
             shown = augment_images(examples, trainer.config, trainer.dataset.mirrors, rng)
-            writer.add_images("train/augmented", shown, trainer.epochs_done)
+            pictures = image_summary("train/augmented", shown, dataformats="NCHW")
+            writer.add_summary(pictures, trainer.epochs_done)
             while trainer.epochs_done < trainer.config.epochs:
                 self.history.append(self._epoch(bar))
                 self._log(writer, bar)
@@ -142,10 +147,9 @@ class ClassificationRun:
             "cpu_seconds": round(cpu, 2),
         }
 
-    def _log(self, writer: SummaryWriter, bar: tqdm) -> None:
+    def _log(self, writer: EventFile, bar: tqdm) -> None:
         row = self.history[-1]
-        for name, value in row.items():
-            writer.add_scalar(_TAGS.get(name, f"time/{name}"), value, int(row["epoch"]))
+        writer.add({_TAGS.get(name, f"time/{name}"): value for name, value in row.items()}, int(row["epoch"]))
         write_csv(self.path / "metrics.csv", self.history)
         accuracy = f"{100 * row['validation_accuracy']:.2f} %"
         bar.set_postfix_str(f"epoch {int(row['epoch'])}, loss {row['train_loss']:.3f}, validation {accuracy}")

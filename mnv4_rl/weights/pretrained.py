@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch as th
-from torch import nn
+from torch import fx, nn
 
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network
@@ -111,9 +111,14 @@ class Normalize(nn.Module):
 
     def forward(self, images: th.Tensor) -> th.Tensor:
         """Subtract and divide."""
-        if images.dtype == th.uint8:
-            images = images.float() / 255
-        return (images - self.mean) / self.std
+        return (_as_floats(images) - self.mean) / self.std
+
+
+@fx.wrap  # one call in a graph of torch.fx, which cannot follow what is decided by a dtype
+def _as_floats(images: th.Tensor) -> th.Tensor:
+    if images.dtype == th.uint8:
+        return images.float() / 255
+    return images
 
 
 def image_statistics(path: Path) -> Statistics:
