@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch as th
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Distribution
 
 from mnv4_rl import performance
 
@@ -76,7 +76,8 @@ def test_fewer_than_one_thread_is_refused_before_anything_changes(libc, threads)
     assert libc.calls == []
 
 
-def test_distributions_go_unchecked_inside_alone():
+def test_distributions_go_unchecked_inside_alone(monkeypatch):
+    monkeypatch.setattr(Distribution, "_validate_args", True)  # sb3-contrib turns it off when it is imported
     wrong = th.tensor([float("nan"), 1.0])
     with performance.unchecked_distributions():
         Categorical(logits=wrong)
