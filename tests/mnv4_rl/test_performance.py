@@ -77,7 +77,7 @@ def test_fewer_than_one_thread_is_refused_before_anything_changes(libc, threads)
 
 
 def test_distributions_go_unchecked_inside_alone(monkeypatch):
-    monkeypatch.setattr(Distribution, "_validate_args", True)  # sb3-contrib turns it off when it is imported
+    monkeypatch.setattr(Distribution, "_validate_args", True)  # th.compile turns it off for good
     wrong = th.tensor([float("nan"), 1.0])
     with performance.unchecked_distributions():
         Categorical(logits=wrong)
