@@ -111,7 +111,7 @@ class FrameStore:
             ids: Frame numbers of any shape.
 
         Returns:
-            A uint8 array of shape (*ids.shape, frame_bytes) that nobody else holds.
+            A uint8 array of shape ``(*ids.shape, frame_bytes)`` that nobody else holds.
         """
         frames = self._output((*ids.shape, self.ring.shape[1]))
         self.ring.take(ids, axis=0, out=frames, mode="clip")  # clip: unlike raise, it writes straight to `out`
@@ -209,7 +209,7 @@ class _Loan:
 class StackedFrames:
     """The part of an array's interface that SB3's buffers use, over stacks whose frames lie in a `FrameStore`.
 
-    `stacks[step]` and `stacks[steps, envs]` give uint8 arrays of shape (..., *obs_shape) that nobody else holds;
+    `stacks[step]` and `stacks[steps, envs]` give uint8 arrays of shape ``(..., *obs_shape)`` that nobody else holds;
     `stacks[step] = obs` hands the observations of all environments to `put`.
     """
 
