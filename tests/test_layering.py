@@ -13,7 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mnv4_rl import __version__
 from tests import rooms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +130,11 @@ def test_the_source_distribution_holds_the_whole_library_and_no_part_of_the_rest
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "mnv4_rl").rglob("*.py")} <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "setup.cfg", "pyproject.toml"} <= names
     assert not {"tests", "agents", "experiments", "examples"} & {name.partition("/")[0] for name in names}
+
+
+def test_the_version_is_the_same_everywhere():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert f"\n## {__version__} - " in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_extras_name_what_the_library_uses():
