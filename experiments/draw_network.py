@@ -27,9 +27,11 @@ from mnv4_rl.models.specs import (
     BlockSpec,
     ConvSpec,
     FusedIBSpec,
+    GatedIBSpec,
     GridHeadSpec,
     MobileMQASpec,
     NetworkSpec,
+    PoolSpec,
     SESpec,
     Size,
     UIBSpec,
@@ -95,7 +97,10 @@ def describe(block: BlockSpec) -> tuple[str, str]:
             return "Conv", f"{block.kernel_size}x{block.kernel_size}{stride}"
         case FusedIBSpec():
             kernel = f"{block.kernel_size}x{block.kernel_size}{stride}"
-            return "FusedIB", f"{kernel} to {block.expanded_channels}, 1x1 to {block.out_channels}"
+            name, twice = ("GatedIB", "twice ") if isinstance(block, GatedIBSpec) else ("FusedIB", "")
+            return name, f"{kernel} to {twice}{block.expanded_channels}, 1x1 to {block.out_channels}"
+        case PoolSpec():
+            return "Pool", f"{block.pool} {block.kernel_size}x{block.kernel_size}{stride}"
         case UIBSpec():
             kernels = [k for k in (block.start_dw_kernel_size, block.middle_dw_kernel_size) if k]
             depthwise = " and ".join(f"{k}x{k}" for k in kernels) or "no"

@@ -14,9 +14,11 @@ from mnv4_rl.models.rl import RL_S
 from mnv4_rl.models.specs import (
     BlockSpec,
     FusedIBSpec,
+    GatedIBSpec,
     GridHeadSpec,
     MobileMQASpec,
     NetworkSpec,
+    PoolSpec,
     SESpec,
     StartSpec,
     StemSpec,
@@ -33,7 +35,11 @@ _UIB_KERNELS = {
     "convnext5": {"start_dw_kernel_size": 5},
     "ffn": {},
 }
-_STRIDED = {"fused": None, **{name: _UIB_KERNELS[name] for name in ("ib3", "ib5", "extradw3", "convnext3")}}
+_STRIDED = {
+    **dict.fromkeys(("fused", "gated", "fused_max", "fused_average")),
+    **{name: _UIB_KERNELS[name] for name in ("ib3", "ib5", "extradw3", "convnext3")},
+}
+_POOLS = {"fused_max": PoolSpec(pool="max"), "fused_average": PoolSpec(pool="average")}
 SPACE: dict[str, dict[str, Any]] = {
     "stem": {
         "patch4": {"kernel_size": 4, "stride": 4, "activation": False},
@@ -57,7 +63,11 @@ SPACE: dict[str, dict[str, Any]] = {
     "grid": {"6": 6, "4": 4, "3": 3, "2": 2, "1": 1},
     "squeeze": {"0": 0, "16": 16, "32": 32},
     "head_norm": {"layer": "layer", "none": "none"},
-    "features": {"plain": {}, "small": {"gain": 0.1, "constant_share": 0.25}},
+    "features": {
+        "plain": {},
+        "small": {"gain": 0.1, "constant_share": 0.25},
+        "simplex": {"activation": "simplex"},  # its features add up to 64 as they are
+    },
 }
 RL_S_CHOICES = {
     "stem": "patch4",
@@ -101,12 +111,12 @@ def spec_of(picked: Mapping[str, str]) -> NetworkSpec:
     value = {name: SPACE[name][option] for name, option in picked.items()}
     width, (first, second, last) = value["width"], value["expansion"]
     middle, final = 2 * width, 3 * width
-    early = [_block(picked["first"], value["first"], middle, first, 2)]
+    early = _blocks(picked["first"], value["first"], middle, first, 2)
     if picked["first_residual"] != "none":
-        early.append(_block(picked["first_residual"], value["first_residual"], middle, first, 1))
-    late = [_block(picked["last"], value["last"], final, last, 1)] * value["n_last"]
+        early += _blocks(picked["first_residual"], value["first_residual"], middle, first, 1)
+    late = _blocks(picked["last"], value["last"], final, last, 1) * value["n_last"]
     late += _attention(picked["attention"], final)
-    stages = (tuple(early), (_block(picked["second"], value["second"], final, second, 2),), tuple(late))
+    stages = (tuple(early), tuple(_blocks(picked["second"], value["second"], final, second, 2)), tuple(late))
     return replace(
         RL_S,
         name=f"search_{hashlib.sha256(repr(sorted(picked.items())).encode()).hexdigest()[:8]}",
@@ -116,19 +126,22 @@ def spec_of(picked: Mapping[str, str]) -> NetworkSpec:
             grid=value["grid"],
             squeeze_channels=value["squeeze"],
             norm=value["head_norm"],
-            activation="silu",
-            **value["features"],
+            **{"activation": "silu", **value["features"]},
         ),
         norm=value["norm"],
         start=value.get("start"),
     )
 
 
-def _block(option: str, kernels: dict[str, int] | None, channels: int, expansion: float, stride: int) -> BlockSpec:
-    expanded = round_channels(expansion * channels)
-    if option == "fused":
-        return FusedIBSpec(out_channels=channels, expanded_channels=expanded, stride=stride)
-    return UIBSpec(out_channels=channels, expanded_channels=expanded, stride=stride, **(kernels or {}))
+def _blocks(
+    option: str, kernels: dict[str, int] | None, channels: int, expansion: float, stride: int
+) -> list[BlockSpec]:
+    widths = {"out_channels": channels, "expanded_channels": round_channels(expansion * channels)}
+    if option in _POOLS:
+        return [FusedIBSpec(**widths, stride=1), _POOLS[option]]
+    if option in ("fused", "gated"):
+        return [(GatedIBSpec if option == "gated" else FusedIBSpec)(**widths, stride=stride)]
+    return [UIBSpec(**widths, stride=stride, **(kernels or {}))]
 
 
 def _attention(option: str, channels: int) -> list[BlockSpec]:

@@ -12,9 +12,9 @@ import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv4_rl.checks import check_heads, check_kernel, check_positive, check_range
+from mnv4_rl.checks import check_choice, check_heads, check_kernel, check_positive, check_range
 from mnv4_rl.models.layers import ConvNorm, DropPath, LayerScale, inside_transform, make_activation, make_norm
-from mnv4_rl.models.specs import RATIO, ActivationName, NormName, check_kv_heads, check_uib
+from mnv4_rl.models.specs import POOLS, RATIO, ActivationName, NormName, PoolName, check_kv_heads, check_uib
 
 
 class Stem(nn.Module):
@@ -103,6 +103,80 @@ class FusedIB(nn.Module):
         """Expand with space, project without."""
         y = self.project(self.expand(x))
         return x + self.drop_path(y) if self.has_skip else y
+
+
+class GatedIB(FusedIB):
+    """FusedIB whose expansion is a product: x + project(act(a(x)) * b(x)), with dense k x k convolutions a and b.
+
+    A product answers where both branches do, which one layer of sums and ReLUs cannot say.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        expanded_channels: Channels of each branch.
+        kernel_size: Odd side of the dense kernels.
+        stride: Stride of the dense convolutions.
+        norm: Norm after the projection.
+        inner_norm: Norm after both branches; None takes ``norm``.
+        activation: Activation of the first branch.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Source:
+        The product of two branches of Hadamax, arXiv:2505.15345, section 4, and of arXiv:2406.09079. Here the second
+        branch has no activation, so that the product keeps its sign, and a linear projection follows.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        expanded_channels: int,
+        kernel_size: int = 3,
+        stride: int = 2,
+        norm: NormName = "batch",
+        inner_norm: NormName | None = None,
+        activation: ActivationName = "relu",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, expanded_channels, kernel_size, stride, norm, inner_norm, activation
+        )
+        inner = norm if inner_norm is None else inner_norm
+        self.gate = ConvNorm(in_channels, expanded_channels, kernel_size, stride, norm=inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand twice, multiply, project."""
+        y = self.project(self.expand(x) * self.gate(x))
+        return x + self.drop_path(y) if self.has_skip else y
+
+
+class Pool(nn.Module):
+    """Max or average pooling that keeps ``ceil(size / stride)`` positions; places outside the map do not count.
+
+    Args:
+        pool: ``"max"`` or ``"average"``.
+        kernel_size: Odd side of the window.
+        stride: Positions between windows.
+
+    Shape:
+        (N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)).
+    """
+
+    has_skip = False
+
+    def __init__(self, pool: PoolName = "max", kernel_size: int = 3, stride: int = 2) -> None:
+        super().__init__()
+        check_choice("pool", pool, POOLS)
+        check_kernel("kernel_size", kernel_size)
+        check_positive(stride=stride)
+        self.is_max, self.kernel_size, self.stride = pool == "max", kernel_size, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool."""
+        if self.is_max:
+            return F.max_pool2d(x, self.kernel_size, self.stride, self.kernel_size // 2)
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.kernel_size // 2, count_include_pad=False)
 
 
 class UIB(nn.Module):

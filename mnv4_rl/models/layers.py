@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from mnv4_rl.checks import check_choice, check_positive
 from mnv4_rl.models.specs import ACTIVATIONS, NORMS, ActivationName, NormName, Size
 
-GROUP_SIZE = 8
 MAX_BYTE = 255
 
 
@@ -40,14 +39,17 @@ class ChannelLayerNorm(nn.LayerNorm):
         return y.movedim(-1, 1)
 
 
-def group_size(channels: int) -> int:
-    """Channels a group for GroupNorm: the divisor of ``channels`` nearest to 8, the larger of two as near.
+def group_size(channels: int, usual: int = 8) -> int:
+    """Channels a group for GroupNorm: the divisor of ``channels`` nearest to ``usual``, the larger of two as near.
 
     Multiples of 8 get 8. Groups under 4 channels are avoided where they can be: on a 1x1 map a group of one channel
     would normalise every value to zero.
     """
-    divisors = [n for n in range(1, channels + 1) if channels % n == 0 and n >= min(4, channels)]
-    return min(divisors, key=lambda n: (abs(n - GROUP_SIZE), -n))
+    best = channels
+    for n in range(min(4, channels), channels):
+        if channels % n == 0 and abs(n - usual) <= abs(best - usual):
+            best = n
+    return best
 
 
 def make_norm(norm: NormName, channels: int) -> nn.Module:
@@ -71,10 +73,27 @@ def make_norm(norm: NormName, channels: int) -> nn.Module:
     return ChannelLayerNorm(channels)
 
 
+class Simplex(nn.Module):
+    """Softmax over groups of 8 channels, as far as 8 divides them: each group says which of its channels it sees.
+
+    Shape:
+        (N, channels) or (N, channels, H, W) -> the same, in [0, 1], each group adding up to 1.
+
+    Source:
+        Simplicial embeddings, arXiv:2204.00616, and for control arXiv:2510.13704; at a temperature of 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each group."""
+        size = 8 if x.shape[1] % 8 == 0 else group_size(x.shape[1])
+        return x.unflatten(1, [x.shape[1] // size, size]).softmax(2).flatten(1, 2)
+
+
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,  # not in place: hooks see what a layer put out, and backward keeps the same bytes
     "silu": nn.SiLU,
     "gelu": nn.GELU,  # the exact one, by the error function
+    "simplex": Simplex,
 }
 
 

@@ -14,17 +14,19 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mnv4_rl.checks import Interval, check_positive, check_range
-from mnv4_rl.models.blocks import SE, UIB, FusedIB, MobileMQA, Stem
+from mnv4_rl.models.blocks import SE, UIB, FusedIB, GatedIB, MobileMQA, Pool, Stem
 from mnv4_rl.models.layers import ConvNorm, DropPath, GridPool, make_activation, make_norm
 from mnv4_rl.models.specs import (
     BlockSpec,
     ConvSpec,
     FusedIBSpec,
+    GatedIBSpec,
     GridHeadSpec,
     HeadSpec,
     MobileMQASpec,
     NetworkSpec,
     PooledHeadSpec,
+    PoolSpec,
     SESpec,
     Size,
     UIBSpec,
@@ -214,10 +216,14 @@ def build_block(block: BlockSpec, in_channels: int, network: NetworkSpec) -> nn.
     match block:
         case ConvSpec():
             return ConvNorm(in_channels, **row, norm=network.norm, activation=network.activation)
+        case GatedIBSpec():  # before its parent
+            return GatedIB(in_channels, **row, **inner)
         case FusedIBSpec():
             return FusedIB(in_channels, **row, **inner)
         case UIBSpec():
             return UIB(in_channels, **row, **inner, layer_scale=network.layer_scale)
+        case PoolSpec():
+            return Pool(**row)
         case SESpec():
             return SE(in_channels, **row, activation=network.activation)
         case MobileMQASpec():

@@ -14,12 +14,14 @@ from typing import Literal, TypeAlias, get_args
 from mnv4_rl.checks import Interval, check_choice, check_kernel, check_positive, check_range, check_ranges, check_type
 
 NormName: TypeAlias = Literal["none", "batch", "group", "layer"]
-ActivationName: TypeAlias = Literal["relu", "silu", "gelu"]
+ActivationName: TypeAlias = Literal["relu", "silu", "gelu", "simplex"]
+PoolName: TypeAlias = Literal["max", "average"]
 Family: TypeAlias = Literal["mobilenet_v4", "paper", "rl"]
 Size: TypeAlias = tuple[int, int]
 
 NORMS: tuple[NormName, ...] = ("none", "batch", "group", "layer")
-ACTIVATIONS: tuple[ActivationName, ...] = ("relu", "silu", "gelu")
+ACTIVATIONS: tuple[ActivationName, ...] = ("relu", "silu", "gelu", "simplex")
+POOLS: tuple[PoolName, ...] = ("max", "average")
 RATIO = Interval(0, 1, includes_low=False)
 
 
@@ -68,6 +70,25 @@ class FusedIBSpec:
 
     def __post_init__(self) -> None:
         check_positive(out_channels=self.out_channels, expanded_channels=self.expanded_channels, stride=self.stride)
+        check_kernel("kernel_size", self.kernel_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedIBSpec(FusedIBSpec):
+    """FusedIB whose expansion is the product of two branches, of ``expanded_channels`` each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSpec:
+    """Max or average pooling between blocks; the channels stay."""
+
+    pool: PoolName = "max"
+    kernel_size: int = 3
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        check_choice("pool", self.pool, POOLS)
+        check_positive(stride=self.stride)
         check_kernel("kernel_size", self.kernel_size)
 
 
@@ -149,7 +170,7 @@ def check_kv_heads(kv_heads: int, num_heads: int) -> None:
         raise ValueError(f"kv_heads must be 1 or num_heads ({num_heads}), got {kv_heads!r}.")
 
 
-BlockSpec: TypeAlias = ConvSpec | FusedIBSpec | UIBSpec | SESpec | MobileMQASpec
+BlockSpec: TypeAlias = ConvSpec | FusedIBSpec | GatedIBSpec | UIBSpec | SESpec | MobileMQASpec | PoolSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,8 +311,10 @@ class NetworkSpec:
     @property
     def out_channels(self) -> int:
         """Channels of the map that the head sees."""
-        widths = (block.out_channels for block in self.blocks() if not isinstance(block, SESpec | MobileMQASpec))
-        return [self.stem.out_channels, *widths][-1]
+        channels = self.stem.out_channels
+        for block in self.blocks():
+            channels = getattr(block, "out_channels", channels)
+        return channels
 
     def blocks(self) -> Iterator[BlockSpec]:
         """All blocks in order, stage borders forgotten."""

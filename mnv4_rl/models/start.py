@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 from torch import Tensor, nn
 
-from mnv4_rl.models.blocks import UIB, FusedIB, MobileMQA
+from mnv4_rl.models.blocks import UIB, FusedIB, GatedIB, MobileMQA
 from mnv4_rl.models.layers import Conv2d
 from mnv4_rl.models.specs import StartSpec
 
@@ -144,6 +144,8 @@ def _expected_scales(network: Network, how: StartSpec) -> dict[nn.Module, float]
             power = 2.0 if how.static_gain is None else 2 * _CHANGING
             if isinstance(block, UIB) and not isinstance(block.start_dw, nn.Identity):
                 power *= 1.6
+            if isinstance(block, GatedIB):
+                power = 20.0  # a product's power lies in the few places where both branches answer; as measured
             scales[block.project.conv] = (how.skip_gain if block.has_skip else 1.0) / math.sqrt(power)
     return scales
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from mnv4_rl.models.specs import BlockSpec, MobileMQASpec, NetworkSpec, SESpec, round_channels
+from mnv4_rl.models.specs import BlockSpec, MobileMQASpec, NetworkSpec, PoolSpec, SESpec, round_channels
 
 
 def scale_width(spec: NetworkSpec, multiplier: float) -> NetworkSpec:
@@ -52,7 +52,7 @@ def _scaled(channels: int, multiplier: float) -> int:
 
 def _scale_block(block: BlockSpec, channels: int, scaled_channels: int, multiplier: float) -> BlockSpec:
     """One block, given the channels that enter it before and after scaling."""
-    if isinstance(block, SESpec):
+    if isinstance(block, SESpec | PoolSpec):
         return block
     if isinstance(block, MobileMQASpec):
         if not block.output_projection:

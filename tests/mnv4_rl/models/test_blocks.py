@@ -5,9 +5,10 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mnv4_rl.models.blocks import SE, UIB, ExtraDW, FusedIB, MobileMQA, Stem
+from mnv4_rl.models.blocks import SE, UIB, ExtraDW, FusedIB, GatedIB, MobileMQA, Pool, Stem
 from mnv4_rl.models.layers import (
     ChannelLayerNorm,
     ConvNorm,
@@ -128,6 +129,7 @@ def test_every_block_takes_every_norm_and_activation(norm, activation):
     blocks = nn.Sequential(
         Stem(3, 8, norm=norm, activation=activation),
         FusedIB(8, 12, 16, norm=norm, activation=activation),
+        GatedIB(12, 12, 8, stride=1, norm=norm, activation=activation),
         UIB(12, 12, 24, 3, 5, norm=norm, activation=activation),
         SE(12, activation=activation),
         MobileMQA(12, 3, norm=norm),
@@ -147,7 +149,12 @@ def test_stem_brings_maps_into_channels_last_once_and_may_do_without_an_activati
 
 
 @pytest.mark.parametrize(
-    "make", [lambda i, o, s: FusedIB(i, o, 12, 3, s, "none"), lambda i, o, s: UIB(i, o, 12, 3, 3, s, "none")]
+    "make",
+    [
+        lambda i, o, s: FusedIB(i, o, 12, 3, s, "none"),
+        lambda i, o, s: GatedIB(i, o, 12, 3, s, "none"),
+        lambda i, o, s: UIB(i, o, 12, 3, 3, s, "none"),
+    ],
 )
 @pytest.mark.parametrize(
     ("in_channels", "out_channels", "stride", "has_skip"),
@@ -160,6 +167,30 @@ def test_skip_exists_iff_the_stride_is_one_and_the_channels_match(make, in_chann
     x = th.randn(2, in_channels, 6, 6)
     expected = x if has_skip else th.zeros(2, out_channels, 6 // stride, 6 // stride)
     assert th.equal(block(x), expected)
+
+
+def test_a_gate_multiplies_what_its_sibling_expands():
+    block, x = GatedIB(3, 5, 4, stride=2, norm="none"), th.randn(2, 3, 7, 7)
+    a, b = (F.conv2d(x, conv.weight, conv.bias, 2, 1) for conv in (block.expand.conv, block.gate.conv))
+    th.testing.assert_close(block(x), block.project(a.relu() * b))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_pools_keep_a_position_for_every_stride_and_see_nothing_outside(size):
+    x = -1 - th.rand(2, 3, size, size)  # a border of zeros would be the largest, and shrink the mean
+    for pool, reduce in (("max", th.amax), ("average", th.mean)):
+        y = Pool(pool)(x)
+        assert y.shape == (2, 3, -(-size // 2), -(-size // 2))
+        th.testing.assert_close(y[:, :, 0, 0], reduce(x[:, :, :2, :2], (2, 3)))
+    assert th.equal(Pool(kernel_size=1, stride=1)(x), x)
+
+
+def test_simplex_shares_one_among_every_eight_channels_of_a_vector_or_a_map():
+    for x in (th.randn(2, 24), th.randn(2, 24, 3, 5)):
+        y = make_activation("simplex")(x)
+        th.testing.assert_close(y.unflatten(1, (3, 8)).sum(2), th.ones_like(y[:, :3]))
+        th.testing.assert_close(y[:, 8:16], x[:, 8:16].softmax(1))
+    assert make_activation("simplex")(th.randn(2, 7)).sum(1).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("make", [lambda: FusedIB(8, 8, 12, 3, 1, "none"), lambda: UIB(8, 8, 12, 3, 3, 1, "none")])
@@ -350,6 +381,8 @@ def test_the_draw_keeps_he_variance_at_any_width_depthwise_included(conv):
     ("make", "message"),
     [
         (lambda: Stem(0, 8), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: Pool("min"), "pool must be one of max, average, got 'min'"),
+        (lambda: Pool(kernel_size=2), "kernel_size must be an odd number"),
         (lambda: FusedIB(8, 8, 16, kernel_size=4), "kernel_size must be an odd number such as 3 or 5, got 4"),
         (lambda: UIB(8, 8, 16, start_dw_kernel_size=2), "start_dw_kernel_size must be 0 .* or an odd number.*got 2"),
         (lambda: UIB(8, 8, 16, middle_dw_kernel_size=-1), "middle_dw_kernel_size must be 0 .* got -1"),

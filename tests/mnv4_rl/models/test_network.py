@@ -15,9 +15,11 @@ from mnv4_rl.models.registry import get_spec, list_models
 from mnv4_rl.models.specs import (
     ConvSpec,
     FusedIBSpec,
+    GatedIBSpec,
     GridHeadSpec,
     MobileMQASpec,
     NetworkSpec,
+    PoolSpec,
     SESpec,
     StartSpec,
     StemSpec,
@@ -32,6 +34,7 @@ EVERY_BLOCK = NetworkSpec(
     stem=StemSpec(out_channels=6, kernel_size=4, stride=2),
     stages=(
         (ConvSpec(out_channels=6), FusedIBSpec(out_channels=10, expanded_channels=12)),
+        (GatedIBSpec(out_channels=10, expanded_channels=5, stride=1), PoolSpec(stride=1), PoolSpec(pool="average")),
         (
             UIBSpec(out_channels=12, expanded_channels=14, start_dw_kernel_size=3, middle_dw_kernel_size=5, stride=2),
             UIBSpec(out_channels=12, expanded_channels=14),
@@ -199,6 +202,14 @@ def test_equalised_weights_are_of_nearly_one_size_and_gains_the_same_with_every_
         assert all(0.8 < size / 0.06 < 1.2 for size in sizes)
         gains.add(tuple(m.gain.item() for m in convolutions(model)))
     assert len(gains) == 1
+
+
+def test_equalised_weights_are_of_nearly_one_size_behind_a_gate_too():
+    gated = (GatedIBSpec(out_channels=32, expanded_channels=32),)
+    model = build(replace(get_spec("rl_s"), stages=(gated, *get_spec("rl_s").stages[1:])), 4, 0)
+    sizes = [m.weight.square().mean().sqrt().item() for m in convolutions(model)]
+    assert all(0.5 < size / 0.06 < 2 for size in sizes), sizes
+    assert 0.5 < model.forward_features(th.tensor(plain_pictures(4))).std() < 2.5
 
 
 @pytest.mark.parametrize("name", list_models("rl"))
