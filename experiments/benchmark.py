@@ -44,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(INTERRUPTED_CODE)
     text = markdown(rows, comments)
     write_file(paths[1], text.encode())
-    draw(rows, comments, paths[2])
+    draw(rows, paths[2])
     print(text)
     print("\n".join(shown(path) for path in paths))
 

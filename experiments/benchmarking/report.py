@@ -66,17 +66,17 @@ def shown(value: float | None, style: str) -> str:
     return "" if value is None else style.format(value)
 
 
-def draw(rows: Sequence[Row], comments: Sequence[str], path: Path) -> None:
-    """One panel a part and device, machine and versions below."""
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """One panel a part and device."""
     measured = [row for row in rows if row.ratio is not None]
     panels = [panel for panel in dict.fromkeys((row.part, row.device) for row in measured) if panel[0] in _DRAW]
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 6), squeeze=False, layout="constrained")
-    for axis, (part, device) in zip(axes[0], panels, strict=True):
-        _DRAW[part](axis, [row for row in measured if (row.part, row.device) == (part, device)])
-        axis.set_title(f"{part}, {device}")
+    figure, axes = plt.subplots(len(panels), 1, figsize=(5, 5 * len(panels)), squeeze=False, layout="constrained")
+    for axis, (part, device) in zip(axes[:, 0], panels, strict=True):
+        title, draw_panel = _DRAW[part]
+        draw_panel(axis, [row for row in measured if (row.part, row.device) == (part, device)])
+        axis.set_title(f"{title}, {device}")
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
-    figure.supxlabel("; ".join(comments), fontsize=6, wrap=True)
+        axis.legend(frameon=False)
     save_figure(figure, path)
     plt.close(figure)
 
@@ -84,13 +84,14 @@ def draw(rows: Sequence[Row], comments: Sequence[str], path: Path) -> None:
 def draw_encoders(axis: Axes, rows: Sequence[Row]) -> None:
     """Training throughput over NatureCNN's, a bar a model and dtype."""
     training = [row for row in rows if row.task == "forward+backward"] or rows
-    bars(axis, training, lambda row: row.dtype, "ratio to NatureCNN, " + training[0].task)
+    bars(axis, training, lambda row: row.dtype, f"images a second (NatureCNN: 1), {training[0].task}")
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}x")
 
 
 def draw_end_to_end(axis: Axes, rows: Sequence[Row]) -> None:
     """Training speed over plain SB3's, a bar a set-up and algorithm."""
-    bars(axis, rows, lambda row: row.task, "agent timesteps/s, ratio to plain SB3")
+    bars(axis, rows, lambda row: row.task, "agent timesteps a second (plain SB3: 1)")
 
 
 def bars(axis: Axes, rows: Sequence[Row], group: Callable[[Row], str], label: str) -> None:
@@ -116,8 +117,9 @@ def draw_growth(axis: Axes, rows: Sequence[Row]) -> None:
     for model in dict.fromkeys(row.model for row in rows):
         line = [(row.n_envs, row.per_second) for row in rows if row.model == model]
         axis.plot(*zip(*line, strict=True), "o-", label=model)
-    axis.set(xlabel="n_envs", ylabel="agent timesteps/s")
+    axis.set(xlabel="environments stepped together", ylabel="agent timesteps a second")
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def draw_frames(axis: Axes, rows: Sequence[Row]) -> None:
@@ -125,18 +127,20 @@ def draw_frames(axis: Axes, rows: Sequence[Row]) -> None:
     for model, dtype in dict.fromkeys((row.model, row.dtype) for row in rows):
         line = [(row.size, row.per_second) for row in rows if (row.model, row.dtype) == (model, dtype)]
         axis.plot(*zip(*line, strict=True), "o-" if dtype == "fp32" else "o--", label=f"{model}, {dtype}")
-    axis.set(xlabel="side of the image (pixels)", ylabel="images/s, forward+backward", yscale="log")
+    axis.set(xlabel="side of the image (pixels)", ylabel="images a second, forward+backward", yscale="log")
+    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatted("{x:,.0f}")
 
 
 def draw_export(axis: Axes, rows: Sequence[Row]) -> None:
     """Observations acted on over NatureCNN's in ONNX Runtime, a bar a set-up and batch."""
-    bars(axis, rows, lambda row: f"batch {row.batch}", "ratio to NatureCNN in ONNX Runtime")
+    bars(axis, rows, lambda row: f"batch {row.batch}", "observations a second (NatureCNN in ONNX Runtime: 1)")
 
 
-_DRAW: dict[str, Callable[[Axes, Sequence[Row]], None]] = {
-    "encoders": draw_encoders,
-    "end-to-end": draw_end_to_end,
-    "n-envs": draw_growth,
-    "frames": draw_frames,
-    "export": draw_export,
+_DRAW: dict[str, tuple[str, Callable[[Axes, Sequence[Row]], None]]] = {
+    "encoders": ("Speed of encoders", draw_encoders),
+    "end-to-end": ("Speed of training", draw_end_to_end),
+    "n-envs": ("More environments", draw_growth),
+    "frames": ("Larger images", draw_frames),
+    "export": ("Acting once exported", draw_export),
 }

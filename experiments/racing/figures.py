@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from experiments.cli.results import save_figure
 from experiments.racing.curves import Curve
@@ -18,32 +19,33 @@ from experiments.racing.published_scores import NATURE_PPO_SCORES
 from experiments.racing.reporting import UNITS, ReportConfig, for_averages, game_curve, improvement, iqm_curve
 from experiments.racing.results import CLOCKS
 
+WIDTH = 5  # inches; letters of 10 points can be read when a phone's screen is as wide
 SCORE_LABEL = "raw score, mean of the last 100 games"
+THOUSANDS = EngFormatter(sep="")
 N_COLOURS, LINES = 10, ("-", "--", ":")  # Matplotlib's colours come again after ten curves
 
 
 def draw_runs(curves: Sequence[Curve], path: Path) -> None:
-    """Score against agent timesteps and against the process's own CPU time, one line a run."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    """Score against agent timesteps and, below, against the process's own CPU time, one line a run."""
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6 + len(curves) / 8), layout="constrained")
     for index, curve in enumerate(curves):
         look = {"color": f"C{index % N_COLOURS}", "linestyle": LINES[index // N_COLOURS % len(LINES)]}
         score = [row["raw_score_mean_100_games"] for row in curve.rows]
-        axes[0].plot(
-            [row["timesteps"] / 1e6 for row in curve.rows], score, label=curve.label.replace("__", " "), **look
-        )
+        timesteps = [row["timesteps"] / 1e6 for row in curve.rows]
+        axes[0].plot(timesteps, score, label=curve.label.replace("__", " "), **look)
         axes[1].plot([row["cpu_seconds"] / 60 for row in curve.rows], score, **look)
-    axes[0].set(xlabel="agent timesteps (millions)", ylabel="raw score, mean of the last 100 games")
-    axes[1].set(xlabel="CPU time of the process (minutes)")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)  # beside the lines, which fill the panels
+    label_axis(axes[0], "agent timesteps (millions)", "")
+    label_axis(axes[1], "CPU time of the process (minutes)", "")
+    figure.supylabel(SCORE_LABEL, fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=min(2, len(curves)), frameon=False)
     save(figure, path)
 
 
 def draw_scores(races: Races, path: Path) -> None:
     """A row a game, a column a clock; thin the seeds, thick their mean, on the one clock that all machines share."""
     shape = (len(races.games), len(CLOCKS))
-    figure, axes = plt.subplots(*shape, figsize=(12, 3.5 * shape[0]), squeeze=False, sharey="row", layout="constrained")
+    size = (1.4 * WIDTH, 0.6 + 2 * shape[0])
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex="col", sharey="row", layout="constrained")
     for row, game in zip(axes, races.games, strict=True):
         for axis, clock in zip(row, CLOCKS, strict=True):
             for index, encoder in enumerate(races.encoders):
@@ -53,8 +55,10 @@ def draw_scores(races: Races, path: Path) -> None:
                     axis.plot(*mean_curve(races.of(encoder, game), clock), color=f"C{index}", label=encoder)
             if clock == "timesteps":
                 draw_published(axis, game, max(run.clock(clock)[-1] for run in races.runs.values()))
-            label_axis(axis, CLOCKS[clock], f"{game}\n{SCORE_LABEL}" if clock == "timesteps" else "")
-    axes[0, 0].legend(frameon=False)
+            axis.locator_params(nbins=3)
+            label_axis(axis, CLOCKS[clock] if game == races.games[-1] else "", game if clock == "timesteps" else "")
+    figure.supylabel(SCORE_LABEL)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     save(figure, path)
 
 
@@ -67,7 +71,9 @@ def draw_published(axis: Axes, game: str, end: float) -> None:
 def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
     """A panel a game: the mean over seeds with its interval; one seed has none. Dotted: where the reference ends."""
     shape = (1, len(races.games))
-    figure, axes = plt.subplots(*shape, figsize=(4 * shape[1], 3.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        *shape, figsize=(max(1, 0.4 * shape[1]) * WIDTH, 3), squeeze=False, layout="constrained"
+    )
     races, clock_label = for_averages(races, config.clock, config)
     for axis, game in zip(axes[0], races.games, strict=True):
         for index, encoder in enumerate(races.encoders):
@@ -77,14 +83,17 @@ def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
                 axis.fill_between(grid, mean.low, mean.high, color=f"C{index}", alpha=0.2, linewidth=0)
         axis.axhline(last_score(races, config.reference, game), color="grey", linestyle=":", linewidth=1)
         axis.set_title(game)
-        label_axis(axis, clock_label, SCORE_LABEL if axis is axes[0, 0] else "")
-    axes[0, 0].legend(frameon=False)
+        axis.locator_params(nbins=3)
+        label_axis(axis, "", "")
+    figure.supxlabel(clock_label, fontsize="medium")
+    figure.supylabel("raw score, last 100 games", fontsize="medium")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     save(figure, path)
 
 
 def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
     """Interquartile mean against each clock, with intervals."""
-    figure, axes = plt.subplots(1, len(CLOCKS), figsize=(12, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(len(CLOCKS), 1, figsize=(WIDTH, 8), layout="constrained")
     curves = {encoder: iqm_curve(races, encoder, config) for encoder in races.encoders}  # the same on every clock
     for axis, clock in zip(axes, UNITS, strict=True):
         on_clock, label = for_averages(races, clock, config)
@@ -92,7 +101,8 @@ def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
             grid = mean_clock(on_clock.all_of(encoder), clock, timesteps)
             axis.plot(grid, iqm.point, label=encoder)
             axis.fill_between(grid, iqm.low, iqm.high, alpha=0.2)
-        label_axis(axis, label, "IQM of the normalised score" if clock == "timesteps" else "")
+        label_axis(axis, label, "")
+    figure.supylabel("score: 0 random play, 1 a human tester (interquartile mean)", fontsize="medium")
     axes[0].legend(frameon=False)
     save(figure, path)
 
@@ -100,20 +110,21 @@ def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
 def draw_improvement(races: Races, config: ReportConfig, path: Path) -> None:
     """Probability of improvement over the reference, an interval an encoder."""
     others = races.encoders[1:]
-    figure, axis = plt.subplots(figsize=(6, 1 + 0.5 * max(1, len(others))), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.5 * max(1, len(others))), layout="constrained")
     for index, encoder in enumerate(others):
         better = improvement(races, encoder, config)
         axis.plot([better.low, better.high], [index, index], linewidth=6, alpha=0.4, color="C0")
         axis.plot(better.point, index, "o", color="C0")
     axis.axvline(0.5, color="grey", linewidth=0.8)
     axis.set(xlim=(-0.02, 1.02), yticks=range(len(others)), yticklabels=others)
-    label_axis(axis, f"P(a run beats a run of {config.reference})", "")
+    label_axis(axis, f"probability that a run beats a run of {config.reference}", "")
     save(figure, path)
 
 
 def label_axis(axis: Axes, x: str, y: str) -> None:
-    """Labels and a light grid."""
+    """Labels, a light grid, and 500k for half a million."""
     axis.set(xlabel=x, ylabel=y)
+    axis.xaxis.set_major_formatter(lambda value, _: THOUSANDS(value) if value >= 1000 else f"{value:g}")
     axis.grid(alpha=0.3)
 
 
