@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from stable_baselines3 import PPO
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.device_ppo import DevicePPO
 from agents.encoders import policy_kwargs
-from mnv4_rl.checks import Interval, check_positive, check_ranges
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.rollout import DeviceRolloutBuffer
 
@@ -82,6 +86,26 @@ PRESETS: dict[str, PPOHyperparameters] = {
 }
 
 
+# Who trains. All have the same numbers; "auto" is SB3 on a CPU, and on a GPU graphs wherever they can be recorded.
+LOOPS: dict[str, Callable[..., PPO]] = {
+    "sb3": PPO,
+    "device": partial(DevicePPO, captured=False),
+    "captured": partial(DevicePPO, captured=True),
+}
+Loop = Literal["auto", "sb3", "device", "captured"]
+
+
+def check_loop(loop: str, device: str) -> None:
+    """Refuse a loop that is none, or that the device cannot run.
+
+    Raises:
+        ValueError: With what there is.
+    """
+    check_choice("loop", loop, ("auto", *LOOPS))
+    if loop == "captured" and get_device(device).type != "cuda":
+        raise ValueError(f"loop='captured' is CUDA graphs, which need a GPU, got device={device!r}; use 'auto'.")
+
+
 def check_rollout(hyperparameters: PPOHyperparameters, n_envs: int) -> None:
     """Refuse minibatches larger than what a rollout collects: SB3 would quietly cut them.
 
@@ -128,6 +152,7 @@ def build_ppo(
     hyperparameters: PPOHyperparameters | None = None,
     seed: int | None = None,
     device: str = "auto",
+    loop: Loop = "auto",
 ) -> PPO:
     """SB3's PPO with one of our encoders and no hidden layers behind it.
 
@@ -138,14 +163,19 @@ def build_ppo(
         hyperparameters: Settings, rl-zoo's Atari values by default.
         seed: Seed of weights, action sampling and the environment.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        loop: A key of :data:`LOOPS`: SB3's own PPO, or :class:`agents.device_ppo.DevicePPO` with or without CUDA
+            graphs; ``"auto"`` is SB3's on a CPU and graphs on a GPU.
 
     Raises:
-        ValueError: For an unknown encoder, timesteps below 1, a setting out of its range, or a rollout that the
-            device's memory cannot hold.
+        ValueError: For an unknown encoder, timesteps below 1, a setting out of its range, CUDA graphs where there are
+            none, or a rollout that the device's memory cannot hold.
     """
+    check_loop(loop, device)
     h = hyperparameters or PPOHyperparameters()
     h.check()
-    model = PPO(
+    on_gpu = get_device(device).type == "cuda"
+    made = LOOPS.get(loop, DevicePPO if on_gpu else PPO)
+    model = made(
         PixelActorCriticPolicy,
         env,
         learning_rate=linear_schedule(h.learning_rate, h.schedule_timesteps, total_timesteps),

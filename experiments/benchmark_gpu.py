@@ -9,9 +9,12 @@ on a GPU yet.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -80,12 +83,24 @@ def run_parts(config: GPUConfig, words: list[str]) -> None:
         if name not in config.parts or left <= 0:
             continue
         print(f"{name}: {left:.0f} s", flush=True)
-        command = [sys.executable, str(Path(__file__).resolve()), *words]
-        try:
-            # tyro takes the last of a flag that is given twice.
-            subprocess.run([*command, "--parts", name, "--budget-seconds", str(left)], timeout=left + _STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        # tyro takes the last of a flag that is given twice.
+        flags = [*words, "--parts", name, "--budget-seconds", str(left)]
+        if not finishes([sys.executable, str(Path(__file__).resolve()), *flags], left + _STOP_SECONDS):
             print(f"{name} was ended when its time was over", flush=True)
+
+
+def finishes(command: list[str], seconds: float) -> bool:
+    """Run a command; when its time is over, or this process is interrupted, end it and all that it started."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return True
 
 
 def run_part(name: PartName, config: GPUConfig) -> None:

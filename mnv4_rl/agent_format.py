@@ -159,8 +159,9 @@ def describe(model: BaseAlgorithm) -> Agent:
     Raises:
         ValueError: If the model has a part that plain data cannot tell, with what to do.
     """
-    name = type(model).__name__
-    if name not in ALGORITHMS or type(model) is not algorithm(name):
+    kind = _saved_as(model)
+    name = kind.__name__
+    if name not in ALGORITHMS or kind is not algorithm(name):
         raise ValueError(f"agents of {', '.join(ALGORITHMS)} can be saved, got {name}; use its own save().")
     known = {made: policy for policy, made in policies(name).items()}
     if model.policy_class not in known:
@@ -220,6 +221,11 @@ def rebuild(agent: Agent, env: VecEnv | None, device: str | th.device, max_bytes
     return model
 
 
+def _saved_as(model: BaseAlgorithm) -> type[BaseAlgorithm]:
+    """Its class, or the one that it says its agents are of: a subclass that trains in another way."""
+    return getattr(model, "saved_as", type(model))
+
+
 def algorithm(name: str) -> Any:
     """The class of an algorithm.
 
@@ -248,7 +254,7 @@ def _settings_of(name: str) -> type[Schema]:
 
 
 def _describe_hyperparameters(model: Any) -> dict[str, Any]:
-    encoded = {key: _encode(getattr(model, key)) for key in _settings_of(type(model).__name__).model_fields}
+    encoded = {key: _encode(getattr(model, key)) for key in _settings_of(_saved_as(model).__name__).model_fields}
     for buffer in ("rollout_buffer", "replay_buffer"):
         kind = type(getattr(model, buffer, None))
         if kind.__module__.partition(".")[0] not in ("stable_baselines3", "sb3_contrib", "mnv4_rl", "builtins"):

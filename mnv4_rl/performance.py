@@ -92,7 +92,7 @@ def set_precision(policy: nn.Module, precision: str) -> None:
         model.autocast_dtype = PRECISIONS[precision]
 
 
-def compile_encoders(policy: nn.Module) -> int:
+def compile_encoders(policy: nn.Module, *, graphs: bool = True) -> int:
     """Compile a policy's encoders for little overhead a call: on CUDA as CUDA graphs, for the small rollout batches.
 
     An encoder that cannot be compiled (no compiler, a layer it does not know) stays as it is, with a warning. Weights
@@ -100,6 +100,7 @@ def compile_encoders(policy: nn.Module) -> int:
 
     Args:
         policy: SB3's policy, on its device.
+        graphs: Whether the encoder becomes CUDA graphs of its own; not where it is recorded with all around it.
 
     Returns:
         Encoders compiled.
@@ -109,7 +110,9 @@ def compile_encoders(policy: nn.Module) -> int:
         network = extractor.network
         device = next(network.parameters()).device
         # CUDA graphs are of fixed shapes: acting and minibatches get one each.
-        network.compile(mode="reduce-overhead", dynamic=False if device.type == "cuda" else None)
+        network.compile(
+            mode="reduce-overhead" if graphs else "default", dynamic=False if device.type == "cuda" else None
+        )
         try:
             example = th.zeros((8, *extractor.image_shape), dtype=th.uint8, device=device)
             with th.no_grad():

@@ -61,7 +61,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         self.gae_lambda, self.gamma = gae_lambda, gamma
         self._dtypes = _dtypes(observation_space)
         self.generator_ready = False
-        self._is_allocated = False
+        self._is_allocated = self._is_staged = False
 
     def reset(self) -> None:
         """Begin a new rollout; the first one takes the memory, which an agent that only plays never needs."""
@@ -71,8 +71,16 @@ class DeviceRolloutBuffer(RolloutBuffer):
         for name in _BEFORE_RETURNS:
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.actions = np.zeros((*shape, self.action_dim), dtype=self.action_space.dtype)
-        self.generator_ready = False
+        self.generator_ready = self._is_staged = False
         BaseBuffer.reset(self)
+
+    def stage(self, observations: Tensor) -> None:
+        """Take the next timestep's observations, (n_envs, *shape), from a tensor: :meth:`add` copies none then.
+
+        For algorithms that have them on the device already, to act on.
+        """
+        self.observations[self.pos].copy_(observations)  # type: ignore[index]
+        self._is_staged = True
 
     def add(
         self,
@@ -84,7 +92,9 @@ class DeviceRolloutBuffer(RolloutBuffer):
         log_prob: Tensor,
     ) -> None:
         """Add one timestep of all environments; arguments as SB3's."""
-        self._each(self._put, self.observations, obs)
+        if not self._is_staged:
+            self._each(self._put, self.observations, obs)
+        self._is_staged = False
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.encoders import policy_kwargs
-from agents.ppo import PRESETS, PPOHyperparameters, build_ppo, check_rollout
+from agents.ppo import PRESETS, Loop, PPOHyperparameters, build_ppo, check_loop, check_rollout
 from agents.runs.families import FAMILIES, Family
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.performance import THREADS
@@ -125,6 +125,8 @@ class PPOConfig(RunConfig):
     command: ClassVar[str] = "atari_ppo"
     algos: ClassVar[tuple[str, ...]] = ("ppo",)
 
+    loop: Loop = "auto"
+    """sb3, device (made for a GPU) or captured (CUDA graphs), all with the same numbers; auto is sb3 on a CPU."""
     ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
     """PPO's settings; rl-zoo's Atari values by default."""
 
@@ -142,11 +144,13 @@ class PPOConfig(RunConfig):
             hyperparameters=self.ppo,
             seed=self.seed,
             device=self.device,
+            loop=self.loop,
         )
 
     def check(self) -> None:
         """As :meth:`RunConfig.check`, PPO's settings too."""
         super().check()
+        check_loop(self.loop, self.device)
         check_rollout(self.ppo, self.n_envs)
 
 

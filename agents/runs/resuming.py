@@ -22,6 +22,7 @@ CHANGEABLE = (
     "device",
     "threads",
     "compile",
+    "loop",
     "evaluation_games",
     "checkpoint_every",
     "keep_checkpoints",

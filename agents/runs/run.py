@@ -158,7 +158,7 @@ def _model(config: RunConfig, timer: EnvTimer) -> BaseAlgorithm:
     model = config.build(timer)
     set_precision(model.policy, config.precision)
     if config.compile:
-        compile_encoders(model.policy)
+        compile_encoders(model.policy, graphs=not getattr(model, "captures", False))
     return model
 
 

@@ -85,6 +85,7 @@ class Sizes:
         stock_rollout: Agent timesteps of a rollout of stock SB3 in all its 8 environments.
         compiles: Whether everything is measured compiled too.
         min_seconds: Of calls in one measurement of an encoder; an agent trains ten times as long.
+        pong_timesteps: Agent timesteps after which Pong ends, learned or not.
     """
 
     encoders: tuple[str, ...] = ("rl_s", "nature", "rl_m", "impala", TIMM_NAME)
@@ -95,6 +96,7 @@ class Sizes:
     stock_rollout: int = 1024
     compiles: bool = True
     min_seconds: float = 0.2
+    pong_timesteps: int = HORIZON
 
 
 class Part:
@@ -353,7 +355,7 @@ def run_pong(part: Part, best: GPURow) -> None:
     assert best.n_envs is not None
     row = replace(best, part=part.name, task="learn Pong", env_fraction=None, learner_fraction=None)
     with closing(pong(best.n_envs)) as env:
-        build_our_ppo(row, env, part).learn(HORIZON, callback=Watch(part, row))
+        build_our_ppo(row, env, part).learn(part.sizes.pong_timesteps, callback=Watch(part, row))
 
 
 def default_setting(sizes: Sizes) -> GPURow:

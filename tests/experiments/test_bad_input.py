@@ -125,6 +125,7 @@ MISTAKES = [
     # flags
     Mistake(atari_ppo, f"{PPO} --gama 0.9", "--gama"),
     Mistake(atari_ppo, f"{PPO} --n-envs many", "many"),
+    Mistake(atari_ppo, f"{PPO} --device cpu --loop captured", "GPU"),
     Mistake(atari_ppo, f"{PPO} --n-envs", "--n-envs"),
     Mistake(atari_dqn, f"{DQN} --algo ddpg", "ddpg"),
     Mistake(race, "--encoders nature", "--name"),

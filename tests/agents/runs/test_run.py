@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import agents.runs.run as runs
 from agents.dqn import DQNHyperparameters
-from agents.ppo import PPOHyperparameters
+from agents.ppo import LOOPS, PPOHyperparameters
 from agents.runs import families, train_run
 from agents.runs.config import DQNConfig, PPOConfig, command_line
 from agents.runs.families import Family
@@ -177,6 +177,7 @@ ppo_configs = st.builds(
     seed=st.integers(0, 2 * 10**9),
     threads=st.none() | st.integers(1, 8),
     compile=st.booleans(),
+    loop=st.sampled_from(["auto", *LOOPS]),
     precision=st.sampled_from(["fp32", "bf16"]),
     ppo=st.builds(
         PPOHyperparameters, learning_rate=st.floats(0, 1), gamma=st.floats(0, 1), n_steps=st.integers(1, 2**40)
