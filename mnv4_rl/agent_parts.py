@@ -32,8 +32,9 @@ from torch import nn
 from mnv4_rl.baselines import ImpalaCNN, ImpoolaCNN
 from mnv4_rl.extractors import MNV4CombinedExtractor, MNV4Extractor
 from mnv4_rl.models.network import Network
-from mnv4_rl.models.spec_json import MAX_NUMBER, spec_from_dict, spec_to_dict
-from mnv4_rl.models.specs import NetworkSpec
+from mnv4_rl.models.spec_json import MAX_NUMBER, encoder_from_dict, spec_to_dict
+from mnv4_rl.models.specs import NetworkSpec, TimmSpec
+from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.schemas import Schema, refusals, schema_of
 from mnv4_rl.weights.pretrained import IN_THE_AGENT
 
@@ -178,7 +179,7 @@ class EncoderRow:
 
     Attributes:
         made: Its class.
-        has_spec: Whether it is built from a :class:`mnv4_rl.models.specs.NetworkSpec`.
+        has_spec: Whether it is built from a spec.
         image: The class whose arguments it passes on to its images, None without.
     """
 
@@ -206,7 +207,7 @@ class Encoder(Schema):
     Attributes:
         kind: Its class.
         name: What its variant was called when the agent was saved; for people, nothing is looked up by it.
-        spec: The network, whole; None for a class that is its own architecture.
+        spec: The network, whole, or the name of timm's; None for a class that is its own architecture.
         pretrained: Whether it was given trained weights. They are in the agent; none are fetched.
         arguments: The other arguments of its class.
     """
@@ -214,8 +215,8 @@ class Encoder(Schema):
     kind: Annotated[Literal[tuple(ENCODERS)], Field(alias="class")]  # type: ignore[valid-type]
     name: Label
     spec: Annotated[
-        NetworkSpec | None,
-        BeforeValidator(lambda data: data if data is None or isinstance(data, NetworkSpec) else spec_from_dict(data)),
+        NetworkSpec | TimmSpec | None,
+        BeforeValidator(lambda data: encoder_from_dict(data) if isinstance(data, dict) else data),
         PlainSerializer(lambda spec: spec and spec_to_dict(spec)),
     ]
     pretrained: bool
@@ -256,7 +257,7 @@ def describe_encoder(policy: nn.Module, arguments: Mapping[str, Any]) -> Encoder
     kind = type(extractor).__name__
     if kind not in ENCODERS or type(extractor) is not ENCODERS[kind].made:
         raise ValueError(f"encoders of agents are {', '.join(ENCODERS)}, got {kind}; use model.save()")
-    network = next((part for part in policy.modules() if isinstance(part, Network)), None)
+    network = next((part for part in policy.modules() if isinstance(part, Network | TimmNetwork)), None)
     spec = network.spec if network is not None and ENCODERS[kind].has_spec else None
     rest = {key: value for key, value in arguments.items() if key not in _SPEC_ARGUMENTS}
     filled = _arguments_of(kind).model_validate(rest).model_dump(mode="json")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +25,8 @@ from mnv4_rl.checks import check_positive
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network, build
 from mnv4_rl.models.registry import get_spec
-from mnv4_rl.models.specs import GridHeadSpec, NetworkSpec
+from mnv4_rl.models.specs import TIMM_PREFIX, GridHeadSpec, NetworkSpec, TimmSpec
+from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
 from mnv4_rl.weights.pretrained import AS_IT_IS, Normalize, PretrainedWeights, freeze_trunk
@@ -168,12 +169,14 @@ class MNV4Extractor(ImageExtractor):
         observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
         features_dim: Width of the features, at least 1. Of an ``rl_s`` a quarter are constants, the same for every
             image: 384 of its 512 features depend on what is seen.
-        variant: Any name of :func:`mnv4_rl.list_models`, or a :class:`mnv4_rl.models.specs.NetworkSpec` of your own.
+        variant: Any name of :func:`mnv4_rl.list_models`, a :class:`mnv4_rl.models.specs.NetworkSpec` of your own, or
+            ``"timm:<model>"`` for any model of timm, where that is installed.
         normalized_image: Take the numbers as they are, as floats, whatever their type and bounds.
         channels_last: Whether the image is (H, W, C) when it arrives here; None finds out, and asks where nobody can
             know. SB3 itself moves the channels of uint8 images to the front.
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
-            parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own.
+            parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own. Of a
+            model of timm 1 takes the features that it pools itself.
         pretrained: Start stem and stages from trained weights, see :func:`mnv4_rl.weights.load_pretrained`. The file
             is not needed to load a saved agent. Images in [0, 1] get the mean and deviation of timm's training, unless
             ``normalized_image`` says that they have them. Without it a paper model gets GroupNorm for its BatchNorm.
@@ -189,14 +192,14 @@ class MNV4Extractor(ImageExtractor):
     """
 
     if TYPE_CHECKING:
-        network: Network
+        network: Network | TimmNetwork
         weights: PretrainedWeights | None
 
     def __init__(
         self,
         observation_space: gym.Space,
         features_dim: int = 512,
-        variant: str | NetworkSpec = "rl_s",
+        variant: str | NetworkSpec | TimmSpec = "rl_s",
         normalized_image: bool = False,
         channels_last: bool | None = None,
         grid: int | None = None,
@@ -208,11 +211,17 @@ class MNV4Extractor(ImageExtractor):
             raise ValueError("frozen=True would keep random weights: pass pretrained=<path> too, or leave it out.")
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
         channels, height, width = self.image_shape
-        spec = encoder_spec(get_spec(variant), features_dim, grid, keep_batch_norm=bool(pretrained))
-        self.network = build(spec, channels, 0, (height, width), frame_channels or self.layout.frame_channels)
+        row = _spec_of(variant)
+        if isinstance(row, TimmSpec):
+            spec = encoder_spec(row, features_dim, grid, keep_batch_norm=bool(pretrained))
+            self.network = TimmNetwork(spec, channels, (height, width))
+        else:
+            own = encoder_spec(row, features_dim, grid, keep_batch_norm=bool(pretrained))
+            self.network = build(own, channels, 0, (height, width), frame_channels or self.layout.frame_channels)
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
-        if self.weights is not None:
-            self.normalize = Normalize(AS_IT_IS if normalized_image else self.weights.statistics, channels)
+        if self.weights is not None or isinstance(row, TimmSpec):
+            statistics = AS_IT_IS if normalized_image or self.weights is None else self.weights.statistics
+            self.normalize = Normalize(statistics, channels)
         if frozen:
             freeze_trunk(self.network)
         self.train()
@@ -280,9 +289,18 @@ def _named_extractor(key: str, space: gym.Space, features_dim: int, **image_kwar
         raise ValueError(f"Observation {key!r}: {error}") from error
 
 
-def encoder_spec(
-    spec: NetworkSpec, features_dim: int, grid: int | None = None, keep_batch_norm: bool = False
-) -> NetworkSpec:
+def _spec_of(variant: str | NetworkSpec | TimmSpec) -> NetworkSpec | TimmSpec:
+    if isinstance(variant, TimmSpec):
+        return variant
+    if isinstance(variant, str) and variant.startswith(TIMM_PREFIX):
+        return TimmSpec(model=variant.removeprefix(TIMM_PREFIX), head=GridHeadSpec())
+    return get_spec(variant)
+
+
+Spec = TypeVar("Spec", NetworkSpec, TimmSpec)
+
+
+def encoder_spec(spec: Spec, features_dim: int, grid: int | None = None, keep_batch_norm: bool = False) -> Spec:
     """The row of an RL encoder: a head that keeps position and ends in ``features_dim`` features.
 
     BatchNorm is swapped for a norm without modes, unless its trained statistics are wanted. Untrained, it would act on

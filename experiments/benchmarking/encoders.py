@@ -22,6 +22,7 @@ from agents.encoders import policy_kwargs
 from experiments.benchmarking.measuring import Clock, Row, calls_per_second, interleave, ratio
 from mnv4_rl.models.complexity import measure, saved_per_image
 from mnv4_rl.models.registry import SPECS
+from mnv4_rl.models.timm_network import import_timm
 from mnv4_rl.policies import takes_uint8
 
 REFERENCE = "nature"
@@ -88,18 +89,16 @@ def is_small(name: str) -> bool:
 def timm_missing() -> str | None:
     """Why timm's model cannot take part, None if it can."""
     try:
-        import timm  # noqa: F401
-    except ImportError as error:
-        return f"{TIMM_NAME} is left out: {error}; install it with: python -m pip install timm torchvision"
+        import_timm()
+    except ModuleNotFoundError as error:
+        return f"{TIMM_NAME} is left out: {error}"
     return None
 
 
 def build(name: str, size: int) -> nn.Module:
     """An encoder by name, for images (CHANNELS, size, size); float in [0, 1], or uint8 if it takes that."""
     if name == TIMM_NAME:
-        import timm
-
-        return timm.create_model(TIMM_MODEL, in_chans=CHANNELS, num_classes=0)
+        return import_timm().create_model(TIMM_MODEL, in_chans=CHANNELS, num_classes=0)
     kwargs = policy_kwargs(name)
     space = spaces.Box(0, 255, (CHANNELS, size, size), np.uint8)
     return kwargs["features_extractor_class"](space, **kwargs["features_extractor_kwargs"])

@@ -31,6 +31,7 @@ from mnv4_rl.models.layers import (
     missing_padding,
 )
 from mnv4_rl.models.network import GridHead, Network
+from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.observations import ImageLayout, fold
 from mnv4_rl.weights.pretrained import Normalize
 
@@ -189,9 +190,13 @@ def _fold_image(extractor: ImageExtractor | NatureCNN) -> tuple[nn.Sequential, P
         plain = deepcopy(nn.Sequential(extractor.cnn, extractor.linear)).requires_grad_(False).eval()
         return plain, Part(extractor.features_dim)
     network = deepcopy(extractor.network).requires_grad_(False).eval()
-    if not isinstance(network, Network):
+    if isinstance(network, TimmNetwork):
+        head, part = _fold_head(network.head, {network.head: network.map_size})
+        layers = nn.Sequential(network.trunk, head)  # whose own layers converters know
+    elif isinstance(network, Network):
+        layers, part = _fold_network(network, extractor.image_shape)
+    else:
         return nn.Sequential(network), Part(extractor.features_dim)
-    layers, part = _fold_network(network, extractor.image_shape)
     normalize: nn.Module = extractor.normalize
     return (nn.Sequential(_normalizing(normalize), *layers) if isinstance(normalize, Normalize) else layers), part
 

@@ -15,7 +15,7 @@ from mnv4_rl.checks import did_you_mean
 from mnv4_rl.models.mobilenet_v4 import MOBILENET_V4_FAMILY
 from mnv4_rl.models.paper import PAPER_FAMILY, TIMM_NAMES
 from mnv4_rl.models.rl import RL_FAMILY
-from mnv4_rl.models.specs import NetworkSpec
+from mnv4_rl.models.specs import TIMM_PREFIX, NetworkSpec
 
 SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in MOBILENET_V4_FAMILY + PAPER_FAMILY + RL_FAMILY}
 
@@ -68,6 +68,8 @@ def _unknown_name_message(name: str) -> str:
             f"{message} {name!r} is timm's name for the paper's model, called {ours!r} here "
             f"(not 'mobilenet_v4_*', which are other networks). Known: {', '.join(SPECS)}."
         )
+    if name.startswith(TIMM_PREFIX):
+        return f"{message} timm's models are encoders alone: MNV4Extractor(space, variant={name!r})."
     return f"{message}{_close_names(name)} Known: {', '.join(SPECS)}."
 
 

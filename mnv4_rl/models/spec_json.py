@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mnv4_rl.models import specs
-from mnv4_rl.models.specs import NetworkSpec, StartSpec
+from mnv4_rl.models.specs import NetworkSpec, StartSpec, TimmSpec
 from mnv4_rl.schemas import Schema, refusals, schema_of
 
 MAX_NUMBER, MAX_BLOCKS = 2**16, 1_000  # no network comes near such a size, count or factor
@@ -20,13 +20,19 @@ _CLASSES: dict[str, type] = {
 }
 
 
-def spec_to_dict(spec: NetworkSpec) -> dict[str, Any]:
+def spec_to_dict(spec: NetworkSpec | TimmSpec) -> dict[str, Any]:
     """A spec as dicts, lists, numbers and strings; every dict names its class under ``"class"``."""
     return _encode(spec)
 
 
+def encoder_from_dict(data: object) -> NetworkSpec | TimmSpec:
+    """The spec of an encoder that :func:`spec_to_dict` took apart; raises as :func:`spec_from_dict`."""
+    spec = _decode(data)
+    return spec if isinstance(spec, TimmSpec) else _checked(spec, data)
+
+
 def spec_from_dict(data: object) -> NetworkSpec:
-    """The spec that :func:`spec_to_dict` took apart.
+    """The spec of a network that :func:`spec_to_dict` took apart.
 
     Args:
         data: As JSON gives it.
@@ -35,7 +41,10 @@ def spec_from_dict(data: object) -> NetworkSpec:
         ValueError: If the data is not such a spec: an unknown class, a missing, unknown or wrongly typed field, a
             number out of all proportion, a refused value.
     """
-    spec = _decode(data)
+    return _checked(_decode(data), data)
+
+
+def _checked(spec: object, data: object) -> NetworkSpec:
     if not isinstance(spec, NetworkSpec):
         raise ValueError(f"Not the spec of a network: {str(data)[:100]!r}.")
     if (n_blocks := sum(map(len, spec.stages))) > MAX_BLOCKS:

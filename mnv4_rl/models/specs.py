@@ -343,6 +343,38 @@ class NetworkSpec:
         return replace(self, layer_scale=None, stem=stem, norm=norm, inner_norm=inner_norm)  # type: ignore[arg-type]
 
 
+TIMM_PREFIX = "timm:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmSpec:
+    """A model of timm as an encoder; :class:`mnv4_rl.models.timm_network.TimmNetwork` builds it.
+
+    Attributes:
+        model: timm's name, which may end in the tag of its trained weights: ``"resnet18"``, ``"resnet18.tv_in1k"``.
+        head: What reads its last map. A ``grid`` of 1 reads the features that the model itself pools.
+        batch_norm: Whether it keeps its BatchNorm; else GroupNorm takes its place.
+    """
+
+    model: str
+    head: GridHeadSpec
+    batch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        check_type("model", self.model, str)
+        check_type("head", self.head, GridHeadSpec)
+        check_type("batch_norm", self.batch_norm, bool)
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return TIMM_PREFIX + self.model
+
+    def without_batch_norm(self) -> TimmSpec:
+        """The same model with GroupNorm, as :meth:`NetworkSpec.without_batch_norm`."""
+        return replace(self, batch_norm=False)
+
+
 def round_channels(channels: float, divisor: int = 8) -> int:
     """Nearest multiple of ``divisor``, at least ``divisor``, never more than 10 % below ``channels``.
 

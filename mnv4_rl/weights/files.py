@@ -62,14 +62,24 @@ def find_weights(pretrained: Pretrained, name: str) -> Path:
         ConnectionError: If the download fails; the message says what to fetch, and how to use it.
     """
     if pretrained is True:
-        return _download(_default_repository(name))
-    path = Path(pretrained)
-    _refuse_filtered_names(path)
+        return find_file(_default_repository(name))
+    _refuse_filtered_names(Path(pretrained))
+    return find_file(pretrained)
+
+
+def find_file(source: str | os.PathLike[str]) -> Path:
+    """A path, or the file of a repository ``"timm/<model>.<tag>"``, downloaded.
+
+    Raises:
+        FileNotFoundError: If the path is not a file.
+        ImportError, ConnectionError: As :func:`find_weights`.
+    """
+    path = Path(source)
     if path.exists() and not path.is_dir():
         return path
-    if str(pretrained).startswith("timm/") and not path.suffix == ".safetensors":
-        return _download(str(pretrained))
-    raise FileNotFoundError(f"There is no file {str(pretrained)!r} to take pretrained weights from.")
+    if str(source).startswith("timm/") and not path.suffix == ".safetensors":
+        return _download(str(source))
+    raise FileNotFoundError(f"There is no file {str(source)!r} to take pretrained weights from.")
 
 
 def _default_repository(name: str) -> str:

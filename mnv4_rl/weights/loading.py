@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from mnv4_rl._version import __version__
+from mnv4_rl.checks import check_type
 from mnv4_rl.models.network import Network
 from mnv4_rl.models.pyramid import FeaturePyramid
 from mnv4_rl.models.spec_json import spec_from_dict, spec_to_dict
@@ -98,6 +99,7 @@ def save_weights(model: Model, path: str | os.PathLike[str]) -> None:
         ValueError: For another suffix.
         OSError: If the folder is missing or full; an existing file is then as it was.
     """
+    check_type("model.spec", model.spec, NetworkSpec)
     metadata = {"format": "pt", "mnv4_rl": __version__, "spec": json.dumps(spec_to_dict(model.spec))}
     write_safetensors(path, plain_names(model.state_dict()), metadata)
 
@@ -111,7 +113,7 @@ def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
             was.
     """
     own = plain_names(model.state_dict())
-    file = read_weights(path, 2 * _bytes(own) + MAX_JSON_BYTES)
+    file = read_weights(path, 2 * sum(tensor.nbytes for tensor in own.values()) + MAX_JSON_BYTES)
     spec = file_spec(file)
     if spec is None:
         raise ValueError(
@@ -149,7 +151,7 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
             it was.
     """
     own = plain_names(model.state_dict())
-    file = read_weights(find_weights(pretrained, model.spec.name), _TIMES * _bytes(own) + _AT_LEAST_BYTES)
+    file = read_weights(find_weights(pretrained, model.spec.name), most_bytes(own))
     state = dict(_in_our_names(model, file))
     stem = state.get(STEM_WEIGHT)
     if stem is not None and not kind_problem(stem, own[STEM_WEIGHT].dtype) and stem.dim() == 4:
@@ -162,8 +164,9 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
     return fresh
 
 
-def _bytes(state: StateDict) -> int:
-    return sum(tensor.nbytes for tensor in state.values())
+def most_bytes(own: StateDict) -> int:
+    """What a checkpoint of a model with these tensors may take."""
+    return _TIMES * sum(tensor.nbytes for tensor in own.values()) + _AT_LEAST_BYTES
 
 
 def _in_our_names(model: Model, file: WeightFile) -> StateDict:

@@ -13,10 +13,12 @@ from torch import fx, nn
 
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network
+from mnv4_rl.models.timm_network import TimmNetwork, TimmTrunk, timm_config
 from mnv4_rl.safe_files import MAX_JSON_BYTES, open_regular, read_file
 from mnv4_rl.weights import load_pretrained
-from mnv4_rl.weights.files import Pretrained, find_weights, read_header
-from mnv4_rl.weights.loading import RGB
+from mnv4_rl.weights.files import Pretrained, find_file, find_weights, read_header, read_weights
+from mnv4_rl.weights.loading import RGB, most_bytes
+from mnv4_rl.weights.tensors import StateDict, check_tensors, copy_tensors, plain_names, some
 
 IN_THE_AGENT = "(weights of a saved agent)"
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of R, G, B
@@ -51,16 +53,14 @@ class PretrainedWeights(nn.Module):
     if TYPE_CHECKING:  # TorchScript would read it
         arrived: th.Tensor
 
-    def __init__(self, network: Network, pretrained: Pretrained) -> None:
+    def __init__(self, network: Network | TimmNetwork, pretrained: Pretrained) -> None:
         super().__init__()
         self.statistics = AS_IT_IS
         self._reason = "no saved agent has brought them." if pretrained == IN_THE_AGENT else ""
         self._checked = False
         try:
             if not self._reason:
-                path = find_weights(pretrained, network.spec.name)
-                load_pretrained(network, path)
-                self.statistics = image_statistics(path)
+                self.statistics = _start(network, pretrained)
         except (OSError, ImportError) as error:
             self._reason = str(error)
             warnings.warn(
@@ -82,6 +82,42 @@ class PretrainedWeights(nn.Module):
         if not bool(self.arrived):
             raise FileNotFoundError(f"The encoder has no weights: {self._reason}")
         self._checked = True
+
+
+def _start(network: Network | TimmNetwork, pretrained: Pretrained) -> Statistics:
+    """Load the weights; mean and deviation of the images that they were trained on."""
+    if isinstance(network, TimmNetwork):
+        return _start_timm(network, pretrained)
+    path = find_weights(pretrained, network.spec.name)
+    load_pretrained(network, path)
+    return image_statistics(path)
+
+
+def _start_timm(network: TimmNetwork, pretrained: Pretrained) -> Statistics:
+    """Timm adapts its own checkpoints: to the image's channels and size, without their classifier."""
+    config = timm_config(network.spec.model)
+    if pretrained is True and not config.hf_hub_id:
+        raise ValueError(f"timm publishes no weights of {network.spec.model}: pass the path of a file as pretrained.")
+    path = find_file(config.hf_hub_id if pretrained is True else pretrained)
+    own = plain_names(network.trunk.state_dict())
+    tensors = read_weights(path, most_bytes(own)).tensors
+    misfit = f"{str(path)!r} does not fit timm's {network.spec.model}"
+    try:
+        given, again = (_timm_state(network, tensors, seed) for seed in (0, 1))
+    except Exception as error:  # whatever timm and PyTorch make of other tensors
+        raise ValueError(f"{misfit}: {' '.join(str(error).split())[:300]}") from error
+    check_tensors(own, given, misfit)
+    if random := [key for key, tensor in given.items() if not tensor.equal(again[key])]:  # timm is not always strict
+        raise ValueError(f"{misfit}: it has no {some(random)}.")
+    copy_tensors(own, given)
+    return _config_beside(path) or (tuple(config.mean), tuple(config.std))
+
+
+def _timm_state(network: TimmNetwork, tensors: StateDict, seed: int) -> StateDict:
+    """The trunk's tensors with a file's; what the file does not have is drawn by the seed."""
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        return TimmTrunk(network.spec, network.in_channels, network.image_size, tensors).state_dict()
 
 
 class Normalize(nn.Module):
@@ -148,7 +184,7 @@ def _config_beside(path: Path) -> Statistics | None:
     return (mean, std) if len(mean) == len(std) == RGB and all(0 < value < 10 for value in std) else None
 
 
-def freeze_trunk(network: Network) -> None:
-    """No gradients for stem and stages, so optimisers keep no state for them either. The head stays trainable."""
-    network.stem.requires_grad_(False)
-    network.stages.requires_grad_(False)
+def freeze_trunk(network: Network | TimmNetwork) -> None:
+    """No gradients for all but the head, so optimisers keep no state for the rest either. The head stays trainable."""
+    for name, part in network.named_children():
+        part.requires_grad_(name == "head")

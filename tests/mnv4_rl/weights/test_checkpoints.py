@@ -9,9 +9,9 @@ from torch import nn
 from mnv4_rl import create_model
 from mnv4_rl.models.network import build
 from mnv4_rl.models.registry import get_spec
+from mnv4_rl.models.timm_network import import_timm
 from mnv4_rl.models.width import scale_width
 from mnv4_rl.weights import load_pretrained, load_weights, save_weights, to_timm_state_dict
-from tests.mnv4_rl.weights.timm_reference import import_timm
 
 TINY = scale_width(get_spec("mnv4_conv_s"), 0.35)
 LATE = "blocks.4.0.conv.weight"

@@ -19,6 +19,7 @@ from mnv4_rl.models.network import Network, build
 from mnv4_rl.models.pyramid import FeaturePyramid
 from mnv4_rl.models.registry import SPECS, get_spec
 from mnv4_rl.models.spec_json import spec_from_dict, spec_to_dict
+from mnv4_rl.models.timm_network import import_timm
 from mnv4_rl.models.width import scale_width
 from mnv4_rl.weights.files import find_weights, read_weights
 from mnv4_rl.weights.loading import (
@@ -29,7 +30,7 @@ from mnv4_rl.weights.loading import (
     save_weights,
     to_timm_state_dict,
 )
-from tests.mnv4_rl.weights.timm_reference import import_timm, timm_model
+from tests.mnv4_rl.weights.timm_reference import timm_model
 
 TINY = scale_width(get_spec("mnv4_conv_s"), 0.35)  # the smallest of timm's networks
 LARGE = {"mobilenet_v4_large", "mobilenet_v4_hybrid_large", "mnv4_conv_l", "mnv4_hybrid_m", "mnv4_hybrid_l"}
