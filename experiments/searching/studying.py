@@ -1,9 +1,9 @@
-"""The study: candidates from the space, measured, trained on the tuning games, and halved.
+"""The study: candidates from a space, measured, trained on the tuning games, and halved.
 
-Every candidate's forward and backward pass is timed beside NatureCNN's first; one over the budget is refused before it
-trains. The others train on all games up to the first rung, and only those whose score is among the best so far go on to
-the next (asynchronous successive halving). The study is a SQLite file: processes may work on it side by side, and the
-same command goes on with what a killed one left.
+A candidate is an encoder, or PPO's settings for one. An encoder's forward and backward pass is timed beside
+NatureCNN's first; one over the budget is refused before it trains. The others train on all games up to the first rung,
+and only those whose score is among the best so far go on to the next (asynchronous successive halving). The study is a
+SQLite file: processes may work on it side by side, and the same command goes on with what a killed one left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch as th
@@ -29,6 +29,7 @@ from experiments.benchmarking.encoders import make_call
 from experiments.benchmarking.measuring import Ratio, calls_per_second, interleave, ratio
 from experiments.cli.results import check_file_name
 from experiments.racing.protocol import REFERENCE, check_tuning
+from experiments.searching.settings import SETTINGS, name_of, relative_updates, settings_of
 from experiments.searching.space import pick, spec_of
 from mnv4_rl.checks import Interval, check_positive, check_range, check_ranges
 from mnv4_rl.games import family_of, reference_scores, resolve_game
@@ -52,19 +53,36 @@ _RANGES = {
     "threads": THREADS,
     "min_seconds": Interval(0),
 }
-_OF_THE_STUDY = ("games", "seed", "budget", "total_timesteps", "rungs", "reduction", "n_envs", "device", "ppo")
+_OF_THE_STUDY = (
+    "what",
+    "encoder",
+    "games",
+    "seed",
+    "budget",
+    "total_timesteps",
+    "rungs",
+    "reduction",
+    "n_envs",
+    "device",
+    "ppo",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Search for the encoder that learns most within a cost budget, on games of your choice and this machine."""
+    """Search for the encoder, or the settings, that learn most within a cost budget, on games of your choice."""
 
     name: str = "encoders"
     """Name of the study: its folder under search_dir."""
+    what: Literal["encoder", "settings"] = "encoder"
+    """What to search: an encoder for PPO's settings as given, or those settings for one encoder."""
+    encoder: str = "rl_s"
+    """Whose settings are searched."""
     games: tuple[str, ...] = ("procgen/starpilot",)
     """Games to choose by, all of Atari or all of Procgen; those kept for tests are refused."""
     budget: float = 1.0
-    """Most a candidate's forward and backward pass may cost, NatureCNN's being 1."""
+    """Most a candidate may cost: an encoder's forward and backward pass, NatureCNN's being 1; settings' passes over
+    each timestep, those of the settings as given being 1."""
     n_candidates: int = 50
     """Candidates in the study, those of earlier calls and other processes included; 0 only shows it."""
     total_timesteps: int = 2_000_000
@@ -116,6 +134,7 @@ class SearchConfig:
         check_range("reduction", self.reduction, Interval(2))
         check_rollout(self.ppo, self.n_envs)
         check_device(self.device)
+        policy_kwargs(self.encoder)
         games = [resolve_game(game) for game in self.games]
         if not games or len({family_of(game) for game in games}) > 1 or len(set(games)) != len(games):
             raise ValueError(f"games must be of one kind, none twice, got {', '.join(games) or 'none'}.")
@@ -190,24 +209,55 @@ def score_candidate(config: SearchConfig, study: optuna.Study, trial: optuna.Tri
         TrialPruned: If the candidate is over the budget, was tried before, or fell behind.
     """
     optuna = _import_optuna()
-    spec = spec_of(pick(trial.suggest_categorical))
-    trial.set_user_attr("spec", spec.name)
-    add_encoder(spec.name, spec)
-    cost = relative_cost(spec, config)
+    candidate = propose(config, trial)
+    name, cost = candidate.name, candidate.cost
+    trial.set_user_attr("candidate", name)
     trial.set_user_attr("cost", cost)
     if cost > config.budget:
-        raise optuna.TrialPruned(f"{spec.name} costs {cost:.2f} of NatureCNN, the budget is {config.budget:g}.")
-    if _tried_before(study, trial, spec.name):
-        raise optuna.TrialPruned(f"{spec.name} was tried before.")
+        raise optuna.TrialPruned(f"{name} costs {cost:.2f}, the budget is {config.budget:g}.")
+    if _tried_before(study, trial, name):
+        raise optuna.TrialPruned(f"{name} was tried before.")
     score = float("nan")
     for timesteps in config.marks:
-        scores = {game: train_to(timesteps, spec, game, config) for game in map(resolve_game, config.games)}
+        scores = {game: train_to(timesteps, candidate, game, config) for game in map(resolve_game, config.games)}
         trial.set_user_attr(f"scores_{timesteps}", scores)
         score = mean_normalised(scores)
         trial.report(score, timesteps)
         if timesteps < config.total_timesteps and trial.should_prune():
-            raise optuna.TrialPruned(f"{spec.name} fell behind with {score:.3f} at {timesteps:,} timesteps.")
+            raise optuna.TrialPruned(f"{name} fell behind with {score:.3f} at {timesteps:,} timesteps.")
     return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One point of a space.
+
+    Attributes:
+        name: Its own among all points.
+        cost: As ``SearchConfig.budget`` counts it.
+        encoder: The encoder that trains.
+        n_envs: Games played side by side.
+        ppo: PPO's settings.
+    """
+
+    name: str
+    cost: float
+    encoder: str
+    n_envs: int
+    ppo: PPOHyperparameters
+
+
+def propose(config: SearchConfig, trial: optuna.Trial) -> Candidate:
+    """The candidate that Optuna asks for."""
+    if config.what == "settings":
+        picked = {name: trial.suggest_categorical(name, list(options)) for name, options in SETTINGS.items()}
+        n_envs, ppo = settings_of(picked, config.ppo, config.total_timesteps)
+        cost = relative_updates(ppo, config.ppo)
+        return Candidate(name=name_of(picked), cost=cost, encoder=config.encoder, n_envs=n_envs, ppo=ppo)
+    spec = spec_of(pick(trial.suggest_categorical))
+    add_encoder(spec.name, spec)
+    cost = relative_cost(spec, config)
+    return Candidate(name=spec.name, cost=cost, encoder=spec.name, n_envs=config.n_envs, ppo=config.ppo)
 
 
 def relative_cost(spec: NetworkSpec, config: SearchConfig) -> float:
@@ -237,28 +287,28 @@ def relative_costs(specs: Sequence[NetworkSpec], config: SearchConfig) -> dict[s
     return {spec.name: ratio(rates[REFERENCE], rates[spec.name]) for spec in specs}
 
 
-def train_to(timesteps: int, spec: NetworkSpec, game: str, config: SearchConfig) -> float:
+def train_to(timesteps: int, candidate: Candidate, game: str, config: SearchConfig) -> float:
     """A candidate's mean raw score of the last 100 games at a timestep, from where its run stands.
 
     Raises:
         KeyboardInterrupt: If the run was asked to stop; it is saved.
     """
-    folder = config.path / f"{game.replace('/', '_')}__{spec.name}"
+    folder = config.path / f"{game.replace('/', '_')}__{candidate.name}"
     if (folder / "config.yml").is_file():
         run = replace(recorded_config(_CONFIGS[family_of(game)], folder), total_timesteps=timesteps)
     else:
         run = _CONFIGS[family_of(game)](
             game=game,
-            encoder=spec.name,
+            encoder=candidate.encoder,
             seed=config.seed,
-            n_envs=config.n_envs,
+            n_envs=candidate.n_envs,
             threads=config.threads,
             device=config.device,
             total_timesteps=timesteps,
             evaluation_games=0,
             keep_checkpoints=1,
             run_dir=folder,
-            ppo=config.ppo,
+            ppo=candidate.ppo,
         )
     outcome = train_run(run, quiet=True)
     if not outcome.finished:
@@ -276,11 +326,11 @@ def mean_normalised(scores: Mapping[str, float]) -> float:
     return float(np.mean(values))
 
 
-def _tried_before(study: optuna.Study, trial: optuna.Trial, spec: str) -> bool:
+def _tried_before(study: optuna.Study, trial: optuna.Trial, candidate: str) -> bool:
     others = study.get_trials(deepcopy=False)
     states = _import_optuna().trial.TrialState
     return any(
-        other.user_attrs.get("spec") == spec and other.state in (states.COMPLETE, states.PRUNED)
+        other.user_attrs.get("candidate") == candidate and other.state in (states.COMPLETE, states.PRUNED)
         for other in others
         if other.number != trial.number
     )

@@ -59,8 +59,8 @@ def test_candidates_over_the_budget_never_train(study):
     trained = {encoder for _, encoder, *_ in study.runs}
     for trial in refused:
         assert trial.state == optuna.trial.TrialState.PRUNED and not trial.intermediate_values
-        assert trial.user_attrs["spec"] not in trained
-    assert all(trial.params["width"] != "32" for trial in study.trials if trial.user_attrs["spec"] in trained)
+        assert trial.user_attrs["candidate"] not in trained
+    assert all(trial.params["width"] != "32" for trial in study.trials if trial.user_attrs["candidate"] in trained)
 
 
 def test_rungs_end_those_that_fall_behind_and_score_all_games(study):
@@ -82,7 +82,7 @@ def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, tmp_path)
     made_up.clear()
     run_search(config(tmp_path, n_candidates=2))
     goes_on = run_search(config(tmp_path, n_candidates=4))  # its sampler proposes the same two again
-    assert len(goes_on.trials) == 4 and len({trial.user_attrs["spec"] for trial in goes_on.trials}) == 2
+    assert len(goes_on.trials) == 4 and len({trial.user_attrs["candidate"] for trial in goes_on.trials}) == 2
     assert made_up and len(made_up) == len(set(made_up))
     before = len(made_up)
     run_search(config(tmp_path, n_candidates=4))
