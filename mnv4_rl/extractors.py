@@ -8,6 +8,7 @@ The policies of :mod:`mnv4_rl.policies` hand it the uint8 images themselves.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -30,6 +31,8 @@ from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
 from mnv4_rl.weights.pretrained import AS_IT_IS, Normalize, PretrainedWeights, freeze_trunk
+
+FAR_ABOVE = 10.0  # no image that was scaled, by whatever mean and deviation, is as bright
 
 
 class ImageExtractor(BaseFeaturesExtractor):
@@ -78,7 +81,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         self._divides_floats = layout.is_bytes and layout.is_folded  # SB3 takes these for no image
         self._keeps_uint8 = self.takes_bytes
         self._axes, self._is_channels_last = len(layout.shape), layout.channels_last
-        self._may_be_unscaled = layout.is_bytes and not layout.is_folded and not normalized_image
+        self._may_be_unscaled = not normalized_image and not self._divides_floats
         self.normalize: nn.Module = nn.Identity()  # what pretrained weights want of the scaled image
 
     @property
@@ -103,6 +106,9 @@ class ImageExtractor(BaseFeaturesExtractor):
 
         Raises:
             ValueError: If a 3-D uint8 space arrives as floats above 1, that is with SB3's ``normalize_images=False``.
+
+        Warns:
+            UserWarning: Once, if a float space within [-1, 1] carries pixels such as those in [0, 255].
         """
         if not th.jit.is_scripting():
             self._check(observations)
@@ -129,13 +135,20 @@ class ImageExtractor(BaseFeaturesExtractor):
     def _check_scale(self, observations: Tensor) -> None:
         # Once, on the first batch that shows any light: afterwards the hot path pays nothing.
         peak = float(observations.max()) if observations.numel() else 0.0
-        if peak > MAX_NORMALIZED + SCALE_TOLERANCE:
+        if self.layout.is_bytes and peak > MAX_NORMALIZED + SCALE_TOLERANCE:
             raise ValueError(
                 f"{type(self).__name__} got float images with values up to {peak:g}, but expects them divided by 255. "
                 "Drop normalize_images=False from policy_kwargs, or scale the images in the environment and pass "
                 "features_extractor_kwargs=dict(normalized_image=True)."
             )
-        self._may_be_unscaled = peak == 0.0
+        if peak > FAR_ABOVE:
+            warnings.warn(
+                f"{type(self).__name__} got images with values up to {peak:g}, and the space says that they end at "
+                f"{MAX_NORMALIZED:g}. Scale them in the environment, or give the Box their bounds and pass "
+                "features_extractor_kwargs=dict(normalized_image=True).",
+                stacklevel=2,
+            )
+        self._may_be_unscaled = peak <= 0.0
 
 
 @fx.wrap  # torch.fx cannot follow what it decides by dtypes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, list_models
+from mnv4_rl.baselines import ImpalaCNN
 
 
 def uint8_box(*shape: int) -> spaces.Box:
@@ -126,6 +129,20 @@ def test_unscaled_floats_are_refused_at_the_first_batch_with_any_light() -> None
     extractor(th.zeros(1, 3, 16, 16))  # a black picture says nothing about its scale
     with pytest.raises(ValueError, match=r"values up to 200, but expects them divided by 255.*normalize_images=False"):
         extractor(th.full((1, 3, 16, 16), 200.0))
+
+
+@pytest.mark.parametrize("kind", [MNV4Extractor, partial(ImpalaCNN, features_dim=32)], ids=["mnv4", "impala"])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (16, 16, 3), (4, 3, 16, 16)], ids=str)
+def test_float_images_far_above_their_space_are_warned_of_once(kind: Any, shape: tuple[int, ...]) -> None:
+    extractor, images = kind(float_box(*shape)), th.full((1, *shape), 200.0)
+    extractor(th.zeros_like(images))
+    with pytest.warns(UserWarning, match="values up to 200"):
+        extractor(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extractor(images)
+        kind(float_box(*shape))(images / 200)
+        kind(float_box(*shape), normalized_image=True)(images)
 
 
 def test_normalized_image_trusts_the_numbers() -> None:
