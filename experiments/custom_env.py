@@ -12,7 +12,6 @@ import csv
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.runs.output import courteous_output
+from experiments.cli.command import parse, user_errors
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.models.specs import NetworkSpec
@@ -262,25 +263,9 @@ def table(results: list[Result], chance: float) -> str:
     return "\n".join(lines)
 
 
-def require(*packages: str) -> None:
-    """Stop with the install line where a package of requirements.txt is missing.
-
-    Raises:
-        SystemExit: Naming the missing packages.
-    """
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise SystemExit(
-            f"This command also needs {' and '.join(missing)}. In the checkout run:\n"
-            "    pip install -c constraints.txt -e . -r requirements.txt"
-        )
-
-
+@courteous_output()
 def main(args: list[str] | None = None) -> list[Result]:
     """Train each encoder in turn and print the table."""
-    require("tyro", "tqdm", "rich")
-    from experiments.cli.command import parse, user_errors
-
     config = parse(Config, args)
     with user_errors():
         config.check()

@@ -174,7 +174,7 @@ def write_csv(
 
     Args:
         path: The file.
-        rows: At least one; the keys of the first are the header.
+        rows: The keys of the first are the header; without rows there is none.
         comments: Lines in front of it, each written behind a ``#``.
         digits: Significant digits that floats keep; all by default.
     """
@@ -182,12 +182,19 @@ def write_csv(
     def shortened(value: Any) -> Any:
         return f"{value:.{digits}g}" if digits and isinstance(value, float) else value
 
+    head = "".join(f"# {line}\n" for line in comments)
+    rows = [{key: shortened(value) for key, value in row.items()} for row in rows]
+    write_file(path, head.encode() + as_csv(rows, list(rows[0]) if rows else []))
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: bool = True) -> bytes:
+    """Rows as the lines of a CSV; a column that a row lacks stays empty there."""
     text = io.StringIO()
-    text.writelines(f"# {line}\n" for line in comments)
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: shortened(value) for key, value in row.items()} for row in rows)
-    write_file(path, text.getvalue().encode())
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if header and columns:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def write_synced(path: Path, fill: Writer) -> None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import KVWriter, Logger, filter_excluded_ke
 
 from agents.runs.event_file import EventFile, bytes_until, event_files, is_number
 from agents.runs.folder import RunFolder
-from mnv4_rl.safe_files import DamagedError, append_file, cut_file, open_regular, write_file
+from mnv4_rl.safe_files import DamagedError, append_file, as_csv, cut_file, open_regular, write_csv, write_file
 
 STEP, ITERATIONS = "time/total_timesteps", "time/iterations"
 
@@ -47,7 +47,7 @@ def rewind_logs(run: RunFolder, timesteps: int, monitor_bytes: int) -> None:
     rows = [row for row in read_rows(run.progress) if _step(row) <= timesteps]
     for path, size in sizes.items():
         cut_file(path, size, below=run.path)
-    write_file(run.progress, _as_csv(rows))
+    write_csv(run.progress, rows)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -91,12 +91,12 @@ class ProgressCsv(KVWriter):
 
     def _add(self, row: Row, step: int) -> None:
         if step > self._last_step and row.keys() <= set(self._columns):
-            append_file(self._path, _as_csv([row], self._columns, header=False), below=self._path.parent)
+            append_file(self._path, as_csv([row], self._columns, header=False), below=self._path.parent)
         else:
             rows = read_rows(self._path)
             joined = rows.pop() | row if rows and step == self._last_step else row
             columns = list(dict.fromkeys([*self._columns, *row]))
-            write_file(self._path, _as_csv([*rows, joined], columns))
+            write_file(self._path, as_csv([*rows, joined], columns))
             self._columns = columns
         self._last_step = step
 
@@ -116,14 +116,3 @@ def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, str) or is_number(value):
             yield name, str(value.item() if isinstance(value, np.generic) else value)
-
-
-def _as_csv(rows: list[Row], columns: list[str] | None = None, header: bool = True) -> bytes:
-    if columns is None:
-        columns = list(rows[0]) if rows else []
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    if header and columns:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
