@@ -439,7 +439,7 @@ def q_run(tmp_path_factory):
         {"frames._free": np.array([10**9])},
         {"frames.step": np.array(-3)},
         {"more": np.zeros(1)},
-        {"frames.ring": np.zeros((10**6, 7056), np.uint8)},
+        {"frames.ring": np.zeros((10**4, 7056), np.uint8)},
     ],
     ids=lambda change: f"{next(iter(change))}",
 )
