@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Protocol
 
 import torch as th
@@ -18,6 +19,7 @@ from torch import Tensor
 
 Outputs = tuple[Tensor, ...]
 Function = Callable[..., Outputs]
+_RECORDING = Lock()
 WARM_UPS = 3  # calls before a recording: libraries, compilers and optimisers set themselves up in the first
 
 
@@ -51,9 +53,10 @@ class CUDAGraphs:
         current.wait_stream(self._stream)
 
     def record(self, function: Function, arguments: Outputs) -> tuple[Outputs, Callable[[], None]]:
-        """Record one call; other threads may use the GPU meanwhile."""
+        """Record one call; other threads may use the GPU meanwhile, but not record."""
         graph = th.cuda.CUDAGraph()
         with (
+            _RECORDING,
             self.beside(),
             th.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):

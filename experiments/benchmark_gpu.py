@@ -3,8 +3,7 @@
 python experiments/benchmark_gpu.py --budget-seconds 540 --device cuda
 
 The most important comes first, every part in a process of its own that is ended when its time is over, and every CSV is
-whole after each row: a run that is killed leaves what it measured. It has not run
-on a GPU yet.
+whole after each row: a run that is killed leaves what it measured. It has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -26,15 +25,16 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from experiments.benchmarking import gpu
 from experiments.benchmarking.gpu import GPURow, Part, Sizes, default_setting, set_up
+from experiments.benchmarking.gpu_goals import goals
 from experiments.benchmarking.measuring import machine
-from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.cli.command import INTERRUPTED_CODE, parse, sigterm_as_interrupt, user_errors
 from experiments.cli.results import RESULTS, read_csv, shown
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.safe_files import make_folder, write_file
 
-PartName = Literal["tests", "encoders", "ppo", "dqn", "pong"]
+PartName = Literal["tests", "ppo", "encoders", "dqn", "pong"]
 # Share of the budget that is spent when a part ends; what it leaves is the next one's.
-SHARES: dict[PartName, float] = {"tests": 0.2, "encoders": 0.42, "ppo": 0.68, "dqn": 0.73, "pong": 1.0}
+SHARES: dict[PartName, float] = {"tests": 0.16, "ppo": 0.42, "encoders": 0.57, "dqn": 0.61, "pong": 1.0}
 _STOP_SECONDS = 5.0  # for a part that overran to be ended
 
 
@@ -68,11 +68,14 @@ def main(args: list[str] | None = None) -> None:
     lines = "\n".join(f"{key}: {value}" for key, value in machine().items())
     write_file(config.results_dir / "machine.txt", f"{lines}\n".encode())
     try:
-        run_parts(config, words)
+        with sigterm_as_interrupt():
+            run_parts(config, words)
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is in {shown(config.results_dir)}")
         sys.exit(INTERRUPTED_CODE)
-    print(f"results      {shown(config.results_dir)}")
+    lines = "\n".join(goals(config.results_dir))
+    write_file(config.results_dir / "goals.txt", f"{lines}\n".encode())
+    print(f"{lines}\nresults      {shown(config.results_dir)}")
 
 
 def run_parts(config: GPUConfig, words: list[str]) -> None:
@@ -115,9 +118,9 @@ def run_part(name: PartName, config: GPUConfig) -> None:
 
 
 def fastest(path: Path, sizes: Sizes) -> GPURow:
-    """The setting of our PPO with the most agent timesteps a second."""
+    """The setting of our PPO and our encoder with the most agent timesteps a second."""
     measured = read_csv(path) if path.is_file() else []
-    rows = [row for row in measured if row["model"] in sizes.encoders and row["per_second"]]
+    rows = [row for row in measured if row["model"] in sizes.encoders[:1] and row["per_second"]]
     if not rows:
         return default_setting(sizes)
     best = max(rows, key=lambda row: float(row["per_second"]))
@@ -126,6 +129,7 @@ def fastest(path: Path, sizes: Sizes) -> GPURow:
         model=best["model"],
         task="ppo",
         dtype=best["dtype"],
+        loop=best["loop"],
         compiled=best["compiled"] == "True",
         batch=int(best["batch"]),
         n_envs=int(best["n_envs"]),

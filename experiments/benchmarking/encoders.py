@@ -143,7 +143,7 @@ def make_call(model: nn.Module, images: Tensor, task: str, dtype: str) -> Callab
                 features.float().square().mean().backward()
                 model.zero_grad(set_to_none=True)
         if images.is_cuda:
-            th.cuda.synchronize()
+            th.cuda.synchronize(images.device)
 
     return call
 

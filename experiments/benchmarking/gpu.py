@@ -20,6 +20,7 @@ from torch import nn
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.callbacks import EnvTimer, recent_score
+from agents.runs.config import check_device
 from experiments.benchmarking import encoders, training
 from experiments.benchmarking.encoders import TIMM_NAME
 from experiments.benchmarking.measuring import calls_per_second
@@ -45,6 +46,7 @@ class GPURow:
         task: What was done.
         dtype: "fp32" as PyTorch has it by default in agents, all of it in encoders; "tf32"; "bf16" for autocast.
         compiled: Whether by torch.compile.
+        loop: Who trains PPO, a key of :data:`agents.ppo.LOOPS`.
         batch: Images in a call, or in a minibatch.
         n_envs: Environments stepped together.
         per_second: Images or agent timesteps a second.
@@ -61,6 +63,7 @@ class GPURow:
     task: str
     dtype: str = "fp32"
     compiled: bool = False
+    loop: str = ""
     batch: int | None = None
     n_envs: int | None = None
     per_second: float | None = None
@@ -80,7 +83,7 @@ class Sizes:
         encoders: Names, most important first.
         forward_batches: Images in a forward pass.
         train_batches: Images in a forward and backward pass.
-        n_envs: Environments of PPO.
+        n_envs: Environments of PPO, the most important number first.
         n_steps: Agent timesteps of a rollout in each environment.
         stock_rollout: Agent timesteps of a rollout of stock SB3 in all its 8 environments.
         compiles: Whether everything is measured compiled too.
@@ -111,7 +114,7 @@ class Part:
     """
 
     def __init__(self, name: str, device: str, csv: Path, seconds: float, sizes: Sizes) -> None:
-        self.name, self.device, self.sizes, self._csv = name, device, sizes, csv
+        self.name, self.device, self.sizes, self.csv = name, device, sizes, csv
         self._start = time.perf_counter()
         self._end = self._start + seconds
         self.rows: list[GPURow] = []
@@ -134,7 +137,7 @@ class Part:
     def add(self, row: GPURow) -> None:
         """Write one more row, and say it."""
         self.rows.append(replace(row, seconds=self.seconds))
-        write_csv(self._csv, [asdict(row) for row in self.rows], digits=5)
+        write_csv(self.csv, [asdict(row) for row in self.rows], digits=5)
         values = [value for value in asdict(self.rows[-1]).values() if value not in (None, "", False)]
         print("  ".join(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in values), flush=True)
 
@@ -147,28 +150,33 @@ class Part:
 
 
 def run_tests(part: Part) -> None:
-    """The tests of devices."""
-    part.try_to(GPURow(part=part.name, model="tests/gpu", task="pytest"), run_pytest)
+    """The tests of devices; those that compile have what time is left."""
+    for marked in ("not slow", "slow") if part.sizes.compiles else ("not slow",):
+        if not part.is_over:
+            part.try_to(GPURow(part=part.name, model="tests/gpu", task=marked), run_pytest)
 
 
 def run_pytest(row: GPURow, part: Part) -> GPURow:
-    """One process, and its last line."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "tests/gpu"]
-    if not part.sizes.compiles:
-        command += ["-m", "not slow"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=max(1.0, part.seconds_left)
-    )
-    print(done.stdout[-3000:])
-    last = (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1]
-    return replace(row, note=f"exit code {done.returncode}: {last}")
+    """One process: what it says goes to a file beside the CSV as it comes, its last line into the row."""
+    log = part.csv.with_name(f"tests_{row.task.replace(' ', '_')}.txt")
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "--no-header", "tests/gpu", "-m", row.task]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = str(process.wait(max(1.0, part.seconds_left)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = "none, its time was over"
+    last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    return replace(row, note=f"exit code {code}: {last[:200]}")
 
 
 def run_encoders(part: Part) -> None:
     """Images a second of every encoder; all of them eager first, as compiling takes its time."""
     sizes = part.sizes
-    tasks = [("forward", batch) for batch in sizes.forward_batches]
-    tasks += [("forward+backward", batch) for batch in sizes.train_batches]
+    trains = [("forward+backward", batch) for batch in sizes.train_batches]
+    tasks = [*trains[:1], *(("forward", batch) for batch in sizes.forward_batches), *trains[1:]]
     compiled = (False, True) if sizes.compiles else (False,)
     for is_compiled, dtype, (task, batch), name in itertools.product(compiled, DTYPES, tasks, sizes.encoders):
         if part.is_over:
@@ -210,19 +218,47 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def run_ppo(part: Part) -> None:
-    """PPO on Pong: stock SB3 first, then ours with ever more environments, in fp32, bf16 and compiled."""
-    sizes = part.sizes
-    stock = GPURow(part=part.name, model=training.REFERENCE, task="ppo", n_envs=8, batch=256)
-    part.try_to(stock, measure_stock)
-    settings = [(False, "fp32"), (False, "bf16"), *([(True, "fp32"), (True, "bf16")] if sizes.compiles else [])]
-    for (compiled, dtype), n_envs, encoder in itertools.product(settings, sizes.n_envs, sizes.encoders[:2]):
+    """PPO on Pong: ours at its best, stock SB3, then ours in every other way."""
+    for number, row in enumerate(ppo_rows(part)):
         if part.is_over:
             return
-        batch = minibatch(n_envs, sizes.n_steps)
-        row = GPURow(
-            part=part.name, model=encoder, task="ppo", dtype=dtype, compiled=compiled, n_envs=n_envs, batch=batch
-        )
         part.try_to(row, measure_ppo)
+        if number == 0:
+            stock = GPURow(part=part.name, model=training.REFERENCE, task="ppo", loop="sb3", n_envs=8, batch=256)
+            part.try_to(stock, measure_stock)
+
+
+def ppo_rows(part: Part) -> list[GPURow]:
+    """Settings of our PPO, the most important first: each way to differ from the first, then all the others."""
+    sizes = part.sizes
+    numbers = [("fp32", False), ("bf16", False), *([("fp32", True), ("bf16", True)] if sizes.compiles else [])]
+    ways = itertools.product(loops(part.device), numbers, sizes.n_envs, sizes.encoders[:3])
+    rows = [
+        GPURow(
+            part=part.name,
+            model=encoder,
+            task="ppo",
+            dtype=dtype,
+            compiled=compiled,
+            loop=loop,
+            n_envs=n_envs,
+            batch=minibatch(n_envs, sizes.n_steps),
+        )
+        for loop, (dtype, compiled), n_envs, encoder in ways
+    ]
+    # Compiling takes long; among the others the fewer differences the sooner.
+    return sorted(rows, key=lambda row: (row.compiled, differences(row, rows[0])))
+
+
+def differences(row: GPURow, other: GPURow) -> int:
+    """Settings in which two rows differ."""
+    names = ("loop", "dtype", "compiled", "n_envs", "model")
+    return sum(getattr(row, name) != getattr(other, name) for name in names)
+
+
+def loops(device: str) -> tuple[str, ...]:
+    """Keys of :data:`agents.ppo.LOOPS` that a device can run, ours first."""
+    return ("captured", "device", "sb3") if device.startswith("cuda") else ("device", "sb3")
 
 
 def minibatch(n_envs: int, n_steps: int) -> int:
@@ -262,7 +298,15 @@ def build_our_ppo(row: GPURow, env: EnvTimer, part: Part) -> BaseAlgorithm:
         clip_range=0.2,
         schedule_timesteps=HORIZON,
     )
-    agent = build_ppo(env, row.model, total_timesteps=HORIZON, hyperparameters=h, seed=0, device=part.device)
+    agent = build_ppo(
+        env,
+        row.model,
+        total_timesteps=HORIZON,
+        hyperparameters=h,
+        seed=0,
+        device=part.device,
+        loop=row.loop,  # type: ignore[arg-type]
+    )
     prepare(agent, row)
     return agent
 
@@ -271,7 +315,7 @@ def prepare(agent: BaseAlgorithm, row: GPURow) -> None:
     """Precision and compilation of a row; one that could not be compiled is no such row."""
     set_precision(agent.policy, row.dtype)
     th.compiler.reset()
-    if row.compiled and not compile_encoders(agent.policy):
+    if row.compiled and not compile_encoders(agent.policy, graphs=not getattr(agent, "captures", False)):
         raise RuntimeError("the encoder was not compiled; the warning above says why")
 
 
@@ -335,16 +379,24 @@ def measure_dqn(row: GPURow, part: Part) -> GPURow:
 
 
 class Watch(BaseCallback):
-    """Writes the score after every rollout; ends training at the goal or when the time is spent."""
+    """Writes the score after rollouts and at the end; ends training at the goal or when the time is spent."""
 
     def __init__(self, part: Part, row: GPURow) -> None:
         super().__init__()
-        self._part, self._row = part, row
+        self._part, self._row, self._written = part, row, -1.0e9
 
     def _on_step(self) -> bool:
         return not self._part.is_over and (recent_score(self.model) or -21.0) < SOLVED
 
     def _on_rollout_end(self) -> None:
+        if self._part.seconds - self._written >= 10 * self._part.sizes.min_seconds:
+            self._write()
+
+    def _on_training_end(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        self._written = self._part.seconds
         rate = self.num_timesteps / self._part.seconds
         row = replace(self._row, timesteps=self.num_timesteps, per_second=rate, score=recent_score(self.model))
         self._part.add(row)
@@ -361,13 +413,13 @@ def run_pong(part: Part, best: GPURow) -> None:
 def default_setting(sizes: Sizes) -> GPURow:
     """What learns Pong if PPO was not measured."""
     n_envs = sizes.n_envs[0]
-    return GPURow(
-        part="ppo", model=sizes.encoders[0], task="ppo", n_envs=n_envs, batch=minibatch(n_envs, sizes.n_steps)
-    )
+    batch = minibatch(n_envs, sizes.n_steps)
+    return GPURow(part="ppo", model=sizes.encoders[0], task="ppo", loop="auto", n_envs=n_envs, batch=batch)
 
 
 def set_up(device: str) -> None:
-    """The process's settings, as the training commands make them."""
-    tune()
-    if device.startswith("cuda") and not th.cuda.is_available():
-        raise ValueError(f"PyTorch sees no GPU here, got device {device!r}; --device cpu is a dry run.")
+    """The process's settings; on a GPU PyTorch's threads, which wait actively, leave the cores to the emulators."""
+    if device == "auto":
+        raise ValueError("device must be cuda, cuda:N or cpu, got 'auto'.")
+    check_device(device)
+    tune(threads=min(4, th.get_num_threads()) if device.startswith("cuda") else None)

@@ -140,6 +140,20 @@ class Looks(Tape):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("policy", [MNV4Policy, "CnnPolicy"])
+def test_all_of_it_stays_on_one_device(policy):
+    """On the meta device nothing can be looked at, and a tensor of the CPU is an error."""
+    model = make(DevicePPO, policy=policy, policy_kwargs={"optimizer_kwargs": {"fused": True}}).learn(16)
+    samples = [part.to("meta") for part in next(model.rollout_buffer.get(6))]
+    model.policy.to("meta")
+    model._rates, model.captures = model._rates.to("meta"), True
+    with th.no_grad():
+        assert all(part.is_meta for part in type(model.policy).forward(model.policy, samples[0]))
+    (statistics,) = model._minibatch(*samples)
+    assert statistics.is_meta and statistics.shape == (6,)
+    assert all(parameter.grad.is_meta for parameter in model.policy.parameters() if parameter.requires_grad)
+
+
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, 40), n_actions=st.integers(1, 18), seed=st.integers(0, 2**31))
 def test_actions_are_drawn_as_sb3_draws_them(n, n_actions, seed):

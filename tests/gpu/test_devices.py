@@ -1,6 +1,8 @@
 """The same numbers on every device there is, and agents that move between them: `make test-gpu` runs these."""
 
 import copy
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,11 +25,12 @@ from mnv4_rl.performance import compile_encoders, set_precision
 from mnv4_rl.replay import AtariReplayBuffer
 from mnv4_rl.rollout import DeviceRolloutBuffer
 from tests.mnv4_rl.replay_streams import assert_same_samples
-from tests.tiny_env import ActionsAsImage, tiny_env
+from tests.tiny_env import ActionsAsImage, same, tiny_env
 
 ENCODERS = ("rl_s", "rl_m", "nature", "impala")
 SPACE = ActionsAsImage.observation_space
 PPO = PPOHyperparameters(n_steps=8, n_epochs=2, batch_size=8)
+LOOPS = {"cpu": "device", "cuda": "captured"}
 DQN = DQNHyperparameters(buffer_size=64, learning_starts=16, batch_size=8, train_freq=4)
 
 
@@ -38,8 +41,9 @@ def _full_precision():
         yield
 
 
-def ppo(device, encoder="rl_s", env=None):
-    return build_ppo(env or tiny_env(), encoder, total_timesteps=64, hyperparameters=PPO, seed=0, device=device)
+def ppo(device, encoder="rl_s", loop="auto", **kwargs):
+    h = replace(PPO, **kwargs)
+    return build_ppo(tiny_env(), encoder, total_timesteps=64, hyperparameters=h, seed=0, device=device, loop=loop)
 
 
 def dqn(device, encoder="rl_s"):
@@ -118,6 +122,73 @@ def test_a_ppo_step_is_that_of_the_cpu(device):
     assert_close(outputs(there, pictures()), outputs(reference, pictures()), rtol=1e-2)
     losses = [model.logger.name_to_value["train/value_loss"] for model in (reference, there)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_updates_are_sb3s_on_the_same_device(device, precision, compiled):
+    """Eager on the CPU, recorded on CUDA from the fourth minibatch on; SB3's own loop is the reference."""
+    ours, theirs = ppo(device, loop=LOOPS[device]), ppo(device, loop="sb3")
+    for model in (ours, theirs):
+        set_precision(model.policy, precision)
+        model.set_logger(Logger(None, []))
+    if compiled:
+        assert compile_encoders(ours.policy, graphs=not ours.captures) == 1
+    assert ours.captures == (device == "cuda")
+    for update in range(4):
+        for model in (ours, theirs):
+            model._current_progress_remaining = 1 - update / 8
+            fill(model.rollout_buffer, update)
+            np.random.seed(update)
+            model.train()
+        assert_close(outputs(ours, pictures()), outputs(theirs, pictures()), rtol=1e-2 if precision == "fp32" else 0.1)
+    assert ours.logger.name_to_value["train/n_updates"] == theirs.logger.name_to_value["train/n_updates"] == 8
+    if ours.captures:
+        assert ours._update.n_recorded == 1
+
+
+def test_updates_follow_the_schedules(device):
+    model = ppo(device, loop=LOOPS[device]).learn(32)
+    weights = copy.deepcopy(model.policy.state_dict())
+    model.lr_schedule = lambda _: 0.0
+    model.train()
+    assert same(dict(weights), dict(model.policy.state_dict()))
+    model.lr_schedule = lambda _: 1e-2
+    model.clip_range = lambda _: 0.0
+    model.train()
+    assert not same(dict(weights), dict(model.policy.state_dict()))
+    assert model.logger.name_to_value["train/clip_fraction"] > 0
+
+
+def test_acting_is_by_the_policy_as_it_is(device):
+    """Of every rollout, the recorded ones among them: values and log-probabilities are those of its actions."""
+    model = ppo(device, loop=LOOPS[device], learning_rate=0.0).learn(64)
+    if model.captures:
+        assert model._act.n_recorded == 1
+    np.random.seed(0)
+    drawn = next(model.rollout_buffer.get())
+    with th.no_grad():
+        values, log_probs, _ = model.policy.evaluate_actions(drawn.observations, drawn.actions.flatten())
+    assert_close(values.flatten().cpu(), drawn.old_values.cpu())
+    assert_close(log_probs.cpu(), drawn.old_log_prob.cpu())
+    assert set(drawn.actions.flatten().tolist()) == {0.0, 1.0}
+    assert drawn.observations.float().std() > 0
+
+
+def test_a_recorded_loop_lives_in_any_thread(device):
+    trained = []
+    thread = threading.Thread(target=lambda: trained.append(ppo(device, loop=LOOPS[device]).learn(32)))
+    thread.start()
+    thread.join()
+    assert trained[0].num_timesteps == 32
+
+
+def test_a_goal_for_the_divergence_is_looked_at(device):
+    model = ppo(device)
+    model.target_kl = 1e-9
+    model._setup_model()
+    assert not model.learn(32).num_timesteps < 32 and not getattr(model, "captures", False)
+    assert model._n_updates < 2 * 2 * 2
 
 
 def fill(buffer, seed=0):
@@ -226,7 +297,7 @@ def test_compiled_is_seen_to_be_compiled_and_agrees(device):
     counters.clear()
     model = ppo(device)
     exact = outputs(model, pictures())
-    assert compile_encoders(model.policy) == 1
+    assert compile_encoders(model.policy, graphs=not getattr(model, "captures", False)) == 1
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     assert_close(outputs(model, pictures()), exact)
     model.learn(32)
