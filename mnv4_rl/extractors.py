@@ -205,6 +205,7 @@ class MNV4Extractor(ImageExtractor):
     """
 
     if TYPE_CHECKING:
+        kept_shape: tuple[int, ...]  # of maps in place of images, where mnv4_rl.frozen keeps them
         network: Network | TimmNetwork
         weights: PretrainedWeights | None
 
