@@ -24,8 +24,9 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.benchmarking import gpu
-from experiments.benchmarking.gpu import GPURow, Part, Sizes, default_setting, set_up
+from experiments.benchmarking.gpu import default_setting, set_up
 from experiments.benchmarking.gpu_goals import goals
+from experiments.benchmarking.gpu_part import GPURow, Part, Sizes
 from experiments.benchmarking.measuring import machine
 from experiments.cli.command import INTERRUPTED_CODE, parse, sigterm_as_interrupt, user_errors
 from experiments.cli.results import RESULTS, read_csv, shown

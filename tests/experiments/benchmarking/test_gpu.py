@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from experiments import benchmark_gpu
-from experiments.benchmarking.gpu import GPURow, Part, Sizes, ppo_rows, run_encoders, run_tests
+from experiments.benchmarking.gpu import ppo_rows, run_encoders, run_tests
 from experiments.benchmarking.gpu_goals import goals
+from experiments.benchmarking.gpu_part import GPURow, Part, Sizes
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = Sizes(
