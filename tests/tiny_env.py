@@ -44,10 +44,12 @@ def tiny_env(n_envs=2):
     return VecMonitor(DummyVecEnv([ActionsAsImage] * n_envs))
 
 
-def tiny_ppo(total_timesteps=16, encoder="nature", seed=0, **hyperparameters):
+def tiny_ppo(total_timesteps=16, encoder="nature", seed=0, loop="auto", **hyperparameters):
     h = PPOHyperparameters(**{"n_steps": EPISODE, "n_epochs": 2, "batch_size": 8, **hyperparameters})
     timer = EnvTimer(tiny_env())
-    return build_ppo(timer, encoder, total_timesteps=total_timesteps, hyperparameters=h, seed=seed, device="cpu")
+    return build_ppo(
+        timer, encoder, total_timesteps=total_timesteps, hyperparameters=h, seed=seed, device="cpu", loop=loop
+    )
 
 
 def dqn(algo):

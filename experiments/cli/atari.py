@@ -115,11 +115,12 @@ def heading(run: OpenRun) -> str:
     """What is about to happen, in three lines; one more for a resumed run."""
     config, model = run.config, run.model
     parameters = sum(p.numel() for p in model.policy.parameters())
+    compiled = ", compiled" if any(part._compiled_call_impl for part in run.model.policy.modules()) else ""
     resumed = "" if run.resume is None else f"resume       {run.resume}{refill_note(run)}\n"
     return (
         f"{resumed}{config.algo} on {config.games.resolve_game(config.game)} with {config.encoder} "
         f"({parameters:,} parameters), {config.total_timesteps:,} timesteps, {config.n_envs} games, {model.device}, "
-        f"{run.tuning}\n{places(run.folder.path)}"
+        f"{run.tuning}{compiled}\n{places(run.folder.path)}"
     )
 
 

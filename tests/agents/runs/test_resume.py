@@ -75,10 +75,12 @@ def optimizer_state(model):
     return [state[index][name] for index in sorted(state) for name in ("exp_avg", "exp_avg_sq", "step")]
 
 
-@pytest.mark.parametrize("timesteps", [16, 48, 80])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, timesteps, tmp_path):
+@pytest.mark.parametrize(("timesteps", "loop"), [(16, "sb3"), (48, "sb3"), (80, "sb3"), (48, "device")])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, timesteps, loop, tmp_path):
+    """Whichever loop goes on with it."""
     model, folder = whole
-    resumed, _ = session(stopped_at(folder, timesteps, tmp_path / "run"), resume=True)
+    goes_on = tiny_ppo(TOTAL, loop=loop)
+    resumed, _ = session(stopped_at(folder, timesteps, tmp_path / "run"), resume=True, model=goes_on)
     assert all(th.equal(a, b) for a, b in zip(*(m.policy.state_dict().values() for m in (model, resumed)), strict=True))
     assert all(th.equal(a, b) for a, b in zip(optimizer_state(model), optimizer_state(resumed), strict=True))
     assert (resumed.num_timesteps, resumed._n_updates) == (model.num_timesteps, model._n_updates)
