@@ -8,6 +8,7 @@ import random
 import shutil
 import warnings
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,7 @@ from agents.runs.replay_file import read_replay
 from agents.runs.resuming import recorded_config
 from agents.runs.session import find_resume
 from mnv4_rl.agent_files import REPLAY, TRAINING
-from tests.agents.runs.test_run import TINY
-from tests.agents.runs.test_run_folders import H
+from tests.agents.runs.test_run_folders import TINY_DQN
 from tests.fuzz.bounded import assert_all, outcomes, sampled
 from tests.fuzz.mutations import BYTES, IN_ITS_PLACE, VALUES, places, replaced
 from tests.fuzz.test_agent_folders import seal
@@ -37,9 +37,7 @@ FILES = ("config.yml", "command.txt", "monitor.csv", "progress.csv", "evaluation
 def original(tmp_path_factory):
     """The folder of a DQN run with its replay, stopped at its end, and a replay like its own."""
     folder = tmp_path_factory.mktemp("original") / "run"
-    shared = {name: value for name, value in vars(TINY).items() if name != "ppo"}
-    own = {"run_dir": folder, "checkpoint_every": 0, "checkpoint_replay": True, "dqn": H}
-    train_run(DQNConfig(**shared | own), quiet=True)
+    train_run(replace(TINY_DQN, run_dir=folder), quiet=True)
     (folder / "evaluation.json").write_text('{"timesteps": 32}')
     (folder / "run.lock").touch()
     return folder
@@ -47,9 +45,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(original):
-    return DQNConfig(**{name: value for name, value in vars(TINY).items() if name != "ppo"}, dqn=H).build(
-        TINY.games.make_env(TINY, original.parent / "monitor.csv")
-    )
+    return TINY_DQN.build(TINY_DQN.games.make_env(TINY_DQN, original.parent / "monitor.csv"))
 
 
 def listing(folder: Path):

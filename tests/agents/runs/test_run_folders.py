@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import yaml
 from agents.dqn import DQNHyperparameters
 from agents.runs import OpenRun, open_run, train_run
 from agents.runs.checkpoints import newest_checkpoint, prune_checkpoints
-from agents.runs.config import DQNConfig, PPOConfig
+from agents.runs.config import DQNConfig, PPOConfig, RunConfig
 from agents.runs.folder import evaluated_timesteps, exported_timesteps
 from agents.runs.loading import load_run
 from agents.runs.lock import FolderInUseError, LostFolderError, RunLock
@@ -30,7 +30,11 @@ from tests.agents.runs.test_run import TINY
 from tests.mnv4_rl.test_payloads import seal
 
 STEPS = 32
-H = DQNHyperparameters(buffer_size=64, learning_starts=8, batch_size=8, train_freq=4)
+TINY_DQN = DQNConfig(
+    **{each.name: getattr(TINY, each.name) for each in fields(RunConfig)} | {"checkpoint_every": 0},
+    checkpoint_replay=True,
+    dqn=DQNHyperparameters(buffer_size=64, learning_starts=8, batch_size=8, train_freq=4),
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def finished(tmp_path_factory):
 
 def flags(folder):
     words = "--n-envs 2 --total-timesteps 32 --checkpoint-every 16 --encoder rl_s --evaluation-games 0 --device cpu "
-    words += "--threads 1 --ppo.n-steps 8 --ppo.batch-size 16 --ppo.n-epochs 1"
+    words += "--game breakout --threads 1 --ppo.n-steps 8 --ppo.batch-size 16 --ppo.n-epochs 1"
     return [*words.split(), "--run-dir", str(folder)]
 
 
@@ -419,9 +423,7 @@ def test_folders_that_cannot_be_locked_leave_the_file_to_be(tmp_path, monkeypatc
 @pytest.fixture(scope="module")
 def q_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("q") / "run"
-    shared = {name: value for name, value in vars(TINY).items() if name != "ppo"}
-    own = {"run_dir": folder, "checkpoint_every": 0, "checkpoint_replay": True, "dqn": H}
-    train_run(DQNConfig(**shared | own), quiet=True)
+    train_run(replace(TINY_DQN, run_dir=folder), quiet=True)
     (folder / "model.zip").unlink()
     return folder
 
