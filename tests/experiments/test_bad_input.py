@@ -44,7 +44,7 @@ from tests.run_folders import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--n-envs", "2", "--ppo.n-steps", "8", "--ppo.batch-size", "16", "--ppo.n-epochs", "1", "--threads", "1"]
-TINY += ["--encoder", "nature", "--evaluation-games", "0", "--device", "cpu", "--total-timesteps", "32"]
+TINY += ["--encoder", "rl_s", "--evaluation-games", "0", "--device", "cpu", "--total-timesteps", "32"]
 
 
 @pytest.fixture(scope="module")
@@ -311,18 +311,12 @@ def test_a_recorded_setting_out_of_range_is_refused(place, capsys):
     refuse(atari_ppo.main, ["--resume", "run"], "gamma must lie in [0, 1], got nan", place, capsys)
 
 
-@pytest.mark.parametrize(
-    ("command", "args", "says"),
-    [
-        ("atari_ppo", ["--n-envs", "0", "--run-dir", "new"], "n_envs must lie in"),
-        ("watch", ["nowhere", "--no-window"], "nowhere holds no run"),
-    ],
-)
-def test_the_shell_sees_the_same(command, args, says, tmp_path):
-    script = ROOT / "experiments" / f"{command}.py"
-    done = subprocess.run([sys.executable, str(script), *args], cwd=tmp_path, capture_output=True, text=True)
+def test_the_shell_sees_the_same(tmp_path):
+    script = ROOT / "experiments" / "atari_ppo.py"
+    flags = ["--n-envs", "0", "--run-dir", "new"]
+    done = subprocess.run([sys.executable, str(script), *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    check_says(done.stderr, says)
+    check_says(done.stderr, "n_envs must lie in")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_scores():
     def scores(seed: int) -> tuple[float, ...]:
         env = make_atari_env("breakout", 2, 3, max_episode_frames=600)
         th.rand(1)  # the state of the global generators must not matter
-        result = evaluate(model, env, 4, seed=seed)
+        result = evaluate(model, env, 2, seed=seed)
         env.close()
         return result.scores
 
