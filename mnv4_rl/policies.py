@@ -25,6 +25,8 @@ from typing import Any, ClassVar, cast
 import gymnasium as gym
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -209,6 +211,16 @@ _OF_OTHERS = (
 )
 
 
+def _builder() -> BaseAlgorithm | None:
+    """The algorithm that is building a policy; SB3 does not say."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(owner := frame.f_locals.get("self"), BaseAlgorithm):
+            return owner
+        frame = frame.f_back
+    return None
+
+
 def _extractor_kwargs(kwargs: dict[str, Any], width: str) -> dict[str, Any]:
     """The extractor's arguments, with the short ones, which are taken out of ``kwargs``."""
     found = dict(kwargs.get("features_extractor_kwargs") or {})
@@ -255,6 +267,14 @@ class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
 
     algorithms = "SAC"
     default_net_arch = (256, 256)
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, lr_schedule: Schedule, **kwargs: Any
+    ) -> None:
+        # It takes the arguments of PPO's policies, which would miss a value network after the first rollout alone.
+        if isinstance(builder := _builder(), OnPolicyAlgorithm):
+            raise TypeError(f"MNV4SACPolicy is a policy of SAC, not of {type(builder).__name__}. {_OF_OTHERS}")
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelSACActor:
         """A new actor."""

@@ -13,7 +13,7 @@ from agents.play.evaluate import Player
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint, timesteps_of
 from agents.runs.folder import KEPT_AGENT, exported_timesteps, read_config
-from mnv4_rl.agent_files import load_agent, load_zip_weights
+from mnv4_rl.agent_files import AGENT, load_agent, load_zip_weights
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import check_choice
@@ -51,6 +51,8 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     """
     if run_dir.suffix == ".onnx":
         return _load_file(run_dir)
+    if (run_dir / AGENT).is_file():
+        raise ValueError(_no_run(run_dir))
     config = read_config(run_dir)
     missing = [key for key in _REQUIRED if not isinstance(config.get(key), str)]
     if missing:
@@ -75,6 +77,16 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     if config["algo"] in ALGOS:
         _keep_exploring(model, config)
     return TrainedRun(model, game, config["algo"], config["encoder"])
+
+
+def _no_run(agent: Path) -> str:
+    """Why an agent's own folder is not played: it says nothing of a game."""
+    outer = agent.resolve().parent
+    whole = f"name its run, {outer}, or export it" if (outer / "config.yml").is_file() else "export it"
+    return (
+        f"{agent} is an agent of save_agent, which does not say its game; {whole} in Python: "
+        f"mnv4_rl.export.to_onnx(mnv4_rl.load_agent({str(agent)!r}), 'agent.onnx')."
+    )
 
 
 def _load_file(path: Path) -> TrainedRun:

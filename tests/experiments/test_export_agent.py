@@ -1,10 +1,15 @@
 """Exporting the agent of a run: the file plays the agent's own games, and a mistake costs one line."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from agents.runs.loading import load_run
 from experiments import export_agent, watch
 from mnv4_rl.export import OnnxAgent
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +71,16 @@ def test_a_file_has_nothing_to_export_and_no_saliency(exported, tmp_path, capsys
         watch.main([str(exported), "--saliency", "--gif", str(tmp_path / "a.gif"), "--no-window"])
     error = capsys.readouterr().err
     assert "exported already" in error and "no inside" in error
+
+
+def test_an_agents_own_folder_is_no_run(tmp_path, capsys):
+    """save_agent's says nothing of a game; inside a published folder the line names that."""
+    published = ROOT / "experiments/results/agents/pong__ppo__rl_s__s0"
+    shutil.copytree(published / "agent", tmp_path / "alone")
+    for folder, says in ((published / "agent", f"name its run, {published},"), (tmp_path / "alone", "; export it")):
+        for command in (export_agent, watch):
+            with pytest.raises(SystemExit) as stopped:
+                command.main([str(folder)])
+            error = capsys.readouterr().err
+            assert stopped.value.code not in (0, None) and error.count("\n") == 1
+            assert "save_agent" in error and "to_onnx" in error and says in error

@@ -204,7 +204,13 @@ def test_bf16_reaches_every_network(algorithm):
 
 @pytest.mark.parametrize(
     ("algorithm", "policy", "right"),
-    [(DQN, MNV4Policy, "MNV4DQNPolicy"), (PPO, MNV4DQNPolicy, "MNV4Policy"), (QRDQN, MNV4DQNPolicy, "QR-DQN")],
+    [
+        (DQN, MNV4Policy, "MNV4DQNPolicy"),
+        (PPO, MNV4DQNPolicy, "MNV4Policy"),
+        (QRDQN, MNV4DQNPolicy, "QR-DQN"),
+        (PPO, MNV4SACPolicy, "MNV4Policy"),
+        (TRPO, MNV4SACPolicy, "MNV4Policy"),
+    ],
 )
 def test_policy_of_another_algorithm_is_named(algorithm, policy, right):
     with pytest.raises((TypeError, AttributeError), match=right) as caught:
