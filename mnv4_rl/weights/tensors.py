@@ -38,7 +38,7 @@ def check_tensors(own: StateDict, given: StateDict, what: str, same_dtype: bool 
     both = [key for key in own if key in given]
     problems = [f"missing {some([key for key in own if key not in given])}"] if len(both) < len(own) else []
     if len(both) < len(given):
-        problems.append(f"unexpected {some([key for key in given if key not in own])}")
+        problems.append(f"unexpected {some(sorted(key for key in given if key not in own))}")
     odd = _unsound(both, lambda key: kind_problem(given[key], own[key].dtype))
     problems += odd or _differing("shape", own, given, both)
     if same_dtype and not odd:
