@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # rl_zoo3 brings many packages that nothing else here needs.
 ZOO_VENV ?= .venv-zoo
+# RLlib wants an older gymnasium.
+RAY_VENV ?= .venv-ray
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
@@ -18,7 +20,7 @@ FUZZ_SECONDS ?= 60
 # More flags for the runner, for example ARGS="--n-envs 16 --device cuda".
 ARGS ?=
 
-.PHONY: help install train race benchmark benchmark-gpu test test-slow test-gpu fuzz golden rooms test-zoo docs release-check lint format clean
+.PHONY: help install train race benchmark benchmark-gpu test test-slow test-gpu fuzz golden rooms test-zoo test-ray docs release-check lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -56,6 +58,11 @@ test-zoo:  ## rl-zoo's train, enjoy and -optimize with our policies, in an envir
 	$(ZOO_VENV)/bin/python -m pip install --quiet -c constraints.txt . pytest rl_zoo3==2.9.2 requests pandas opencv-python-headless
 	$(ZOO_VENV)/bin/python -m pytest -q tests/zoo/zoo_checks.py
 
+test-ray:  ## Races and searches on a simulated Ray cluster, and RLlib, in an environment of its own (10 minutes on 2 cores)
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet -c constraints-rllib.txt -e ".[tune,rllib]" -r requirements.txt pytest
+	$(RAY_VENV)/bin/python -m pytest -q -s tests/scale/race_checks.py tests/scale/search_checks.py tests/scale/rllib_checks.py
+
 fuzz: $(STAMP)  ## Spoil files of every kind for FUZZ_SECONDS=60 a test, or as long as you like
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz
 
@@ -90,4 +97,4 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 	$(PY) -m ruff format .
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) .release site $(ZOO_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .release site $(ZOO_VENV) $(RAY_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

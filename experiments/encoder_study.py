@@ -35,8 +35,9 @@ from experiments.cli.results import RESULTS, ROOT, read_csv, shown
 from experiments.custom_env import CatchEnv, build_agent
 from experiments.racing.curves import COLUMNS, Curve
 from experiments.racing.figures import draw_runs
+from experiments.racing.planning import RaceConfig
 from experiments.racing.results import RaceRun, read_races
-from experiments.racing.running import RaceConfig, run_race
+from experiments.racing.running import run_race
 from experiments.study.candidates import CANDIDATES, SPECS
 from experiments.study.cloning import clone, published_agent, record
 from experiments.study.table import (

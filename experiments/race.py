@@ -19,7 +19,8 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 from agents.runs.output import courteous_output
 from experiments.cli.command import INTERRUPTED_CODE, parse
 from experiments.cli.results import shown
-from experiments.racing.running import Outcome, RaceConfig, family_defaults, run_race
+from experiments.racing.planning import RaceConfig, family_defaults
+from experiments.racing.running import Outcome, run_race
 
 FAILED_CODE = 1
 

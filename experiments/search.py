@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import markdown_table, shown
-from experiments.racing.running import family_defaults
+from experiments.racing.planning import family_defaults
 from experiments.searching.costs import write_costs
 from experiments.searching.settings import settings_of
 from experiments.searching.space import spec_of

@@ -143,5 +143,5 @@ def test_extras_name_what_the_library_uses():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     extras = parser["options.extras_require"].values()
-    packages = {re.split("[<>=]", line)[0].replace("-", "_") for extra in extras for line in extra.split()}
+    packages = {re.split(r"[\[<>=]", line)[0].replace("-", "_") for extra in extras for line in extra.split()}
     assert packages <= words

@@ -122,7 +122,8 @@ class RunFolder:
                 "delete it first."
             )
         written = (self.monitor, self.progress, self.model, self.evaluation, self.checkpoints)
-        if found := [path.name for path in written if path.exists()]:
+        # An empty folder of checkpoints is what a run that was killed before its config was written leaves.
+        if found := [path.name for path in written if path.exists() and not _is_empty_folder(path)]:
             raise FileExistsError(f"{self.path} already holds {found[0]}; name a new folder with --run-dir.")
 
     @property
@@ -187,6 +188,10 @@ class RunFolder:
     def write_evaluation(self, evaluation: dict[str, Any], timesteps: int) -> None:
         """Write whole games of the model at a timestep as JSON."""
         write_file(self.evaluation, (json.dumps({"timesteps": timesteps, **evaluation}, indent=1) + "\n").encode())
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 class _Dated(BaseModel):

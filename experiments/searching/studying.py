@@ -3,7 +3,8 @@
 A candidate is an encoder, or PPO's settings for one. An encoder's forward and backward pass is timed beside
 NatureCNN's first; one over the budget is refused before it trains. The others train on all games up to the first rung,
 and only those whose score is among the best so far go on to the next (asynchronous successive halving). The study is a
-SQLite file: processes may work on it side by side, and the same command goes on with what a killed one left.
+SQLite file, or in a database: processes may work on it side by side, by hand or on Ray, and the same command goes on
+with what a killed one left.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from gymnasium import spaces
 from agents.encoders import add_encoder, policy_kwargs
 from agents.ppo import PPOHyperparameters, check_rollout
 from agents.runs import train_run
-from agents.runs.config import N_ENVS, SEED, TIMESTEPS, PPOConfig, ProcgenPPOConfig, check_device
+from agents.runs.config import N_ENVS, SEED, TIMESTEPS, check_device
+from agents.runs.lock import FolderInUseError
 from agents.runs.resuming import recorded_config
 from experiments.benchmarking.encoders import make_call
 from experiments.benchmarking.measuring import Ratio, calls_per_second, interleave, ratio
 from experiments.cli.results import check_file_name
+from experiments.engines.config import EngineConfig
+from experiments.engines.on_ray import run_all
+from experiments.racing.planning import CONFIGS
 from experiments.racing.protocol import REFERENCE, check_tuning
 from experiments.searching.settings import SETTINGS, name_of, relative_updates, settings_of
 from experiments.searching.space import pick, spec_of
@@ -43,7 +48,6 @@ if TYPE_CHECKING:
 INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 HEARTBEAT_SECONDS = 60  # a process that says nothing for three of them is taken for dead, and its candidate tried again
 IMAGES = {"atari": (4, 84, 84), "procgen": (3, 64, 64)}
-_CONFIGS = {"atari": PPOConfig, "procgen": ProcgenPPOConfig}
 _RANGES = {
     "budget": Interval(0, includes_low=False),
     "n_candidates": Interval(0),
@@ -69,7 +73,7 @@ _OF_THE_STUDY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(EngineConfig):
     """Search for the encoder, or the settings, that learn most within a cost budget, on games of your choice."""
 
     name: str = "encoders"
@@ -109,6 +113,8 @@ class SearchConfig:
     """Search nothing: time rl_s with each option of the space in turn, and write a table of it."""
     search_dir: Path = Path("runs/search")
     """Folder for the study and its runs."""
+    storage: str | None = None
+    """Database of the study, such as postgresql://me@host/studies; a SQLite file in its folder by default."""
     ppo: PPOHyperparameters = field(default_factory=PPOHyperparameters)
     """PPO's settings; on Procgen those of its paper by default."""
 
@@ -129,6 +135,9 @@ class SearchConfig:
             ValueError: Naming the flag, what came and what is allowed.
         """
         check_file_name(self.name)
+        self.check_engine()
+        if self.jobs and self.engine == "processes":
+            raise ValueError(f"--jobs {self.jobs} needs --engine ray; without it, start this command several times.")
         check_ranges(self, _RANGES)
         check_positive(batch=self.batch, rounds=self.rounds, rungs=self.rungs)
         check_range("reduction", self.reduction, Interval(2))
@@ -155,14 +164,37 @@ def run_search(config: SearchConfig) -> optuna.Study:
     """
     config.check()
     study = open_study(config)
-    optuna = _import_optuna()
-    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    left = config.n_candidates - len(study.get_trials(deepcopy=False, states=ended))
-    if left > 0:
-        tune(config.threads)
-        enough = optuna.study.MaxTrialsCallback(config.n_candidates, states=ended)
-        study.optimize(partial(score_candidate, config, study), n_trials=left, callbacks=[enough])
+    left = _n_left(config, study)
+    if left > 0 and config.engine == "ray":
+        results = run_all(config, try_candidate, [config] * left, config.path, n_cpus=config.threads)
+        if failed := [error for error in results if error is not None]:
+            raise RuntimeError(f"{len(failed)} of {left} candidates failed; the first: {failed[0]}") from failed[0]
+    elif left > 0:
+        try_candidates(config, study, left)
     return study
+
+
+def try_candidate(config: SearchConfig) -> None:
+    """Try one, if the study has not enough: what a task on Ray does."""
+    study = open_study(config)
+    if _n_left(config, study) > 0:
+        try_candidates(config, study, 1)
+
+
+def try_candidates(config: SearchConfig, study: optuna.Study, n_trials: int) -> None:
+    """Try candidates in this process, fewer where the study has enough before that."""
+    tune(config.threads)
+    enough = _import_optuna().study.MaxTrialsCallback(config.n_candidates, states=_ended())
+    study.optimize(partial(score_candidate, config, study), n_trials=n_trials, callbacks=[enough])
+
+
+def _ended() -> tuple[Any, ...]:
+    states = _import_optuna().trial.TrialState
+    return states.COMPLETE, states.PRUNED
+
+
+def _n_left(config: SearchConfig, study: optuna.Study) -> int:
+    return config.n_candidates - len(study.get_trials(deepcopy=False, states=_ended()))
 
 
 def open_study(config: SearchConfig) -> optuna.Study:
@@ -173,14 +205,7 @@ def open_study(config: SearchConfig) -> optuna.Study:
     """
     optuna = _import_optuna()
     make_folder(config.path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2021
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{config.path / 'study.db'}",
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=3 * HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
-        )
+    storage = _open_storage(config)
     study = optuna.create_study(
         storage=storage,
         study_name=config.name,
@@ -202,6 +227,22 @@ def open_study(config: SearchConfig) -> optuna.Study:
     return study
 
 
+def _open_storage(config: SearchConfig) -> Any:
+    optuna = _import_optuna()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2021
+            return optuna.storages.RDBStorage(
+                f"sqlite:///{config.path / 'study.db'}" if config.storage is None else config.storage,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=3 * HEARTBEAT_SECONDS,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+            )
+    except Exception as error:  # SQLAlchemy's and its drivers' are of every kind
+        where = config.path / "study.db" if config.storage is None else "--storage"
+        raise ValueError(f"{where} cannot be opened as a study: {error}") from error
+
+
 def score_candidate(config: SearchConfig, study: optuna.Study, trial: optuna.Trial) -> float:
     """Mean normalised score over the games at the end of training.
 
@@ -219,7 +260,10 @@ def score_candidate(config: SearchConfig, study: optuna.Study, trial: optuna.Tri
         raise optuna.TrialPruned(f"{name} was tried before.")
     score = float("nan")
     for timesteps in config.marks:
-        scores = {game: train_to(timesteps, candidate, game, config) for game in map(resolve_game, config.games)}
+        try:
+            scores = {game: train_to(timesteps, candidate, game, config) for game in map(resolve_game, config.games)}
+        except FolderInUseError as error:  # proposed twice
+            raise optuna.TrialPruned(f"{name} is tried by another process now.") from error
         trial.set_user_attr(f"scores_{timesteps}", scores)
         score = mean_normalised(scores)
         trial.report(score, timesteps)
@@ -295,9 +339,9 @@ def train_to(timesteps: int, candidate: Candidate, game: str, config: SearchConf
     """
     folder = config.path / f"{game.replace('/', '_')}__{candidate.name}"
     if (folder / "config.yml").is_file():
-        run = replace(recorded_config(_CONFIGS[family_of(game)], folder), total_timesteps=timesteps)
+        run = replace(recorded_config(CONFIGS[family_of(game)], folder), total_timesteps=timesteps)
     else:
-        run = _CONFIGS[family_of(game)](
+        run = CONFIGS[family_of(game)](
             game=game,
             encoder=candidate.encoder,
             seed=config.seed,
@@ -328,9 +372,8 @@ def mean_normalised(scores: Mapping[str, float]) -> float:
 
 def _tried_before(study: optuna.Study, trial: optuna.Trial, candidate: str) -> bool:
     others = study.get_trials(deepcopy=False)
-    states = _import_optuna().trial.TrialState
     return any(
-        other.user_attrs.get("candidate") == candidate and other.state in (states.COMPLETE, states.PRUNED)
+        other.user_attrs.get("candidate") == candidate and other.state in _ended()
         for other in others
         if other.number != trial.number
     )

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from agents.ppo import PRESETS
+from agents.runs.config import PPOConfig
 from experiments import race, report
-from experiments.racing import running
+from experiments.cli.command import parse
+from experiments.racing import planning, processes, running
 from experiments.racing.results import COLUMNS, read_races
 from tests.needs import needs_envpool
 
@@ -60,7 +62,7 @@ def stand_in(tmp_path, monkeypatch):
 
     write()
     monkeypatch.setattr(running.run_race, "__defaults__", (path,))
-    monkeypatch.setattr(running, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
     return write
 
 
@@ -103,9 +105,9 @@ def test_a_race_on_procgen_has_the_defaults_of_its_paper_and_its_own_command(tmp
     (run,) = read_races([tmp_path / "results" / "race_r.csv"])
     assert run.game == "procgen/starpilot"
     assert "--games procgen/StarPilot" in capsys.readouterr().out
-    parsed = running.family_defaults(running.RaceConfig(name="r", games=("procgen/starpilot",)))
-    assert running.plan(replace(parsed, race_dir=tmp_path))[0].trainer.name == "procgen_ppo.py"
-    assert running.family_defaults(running.RaceConfig(name="r")) == running.RaceConfig(name="r")
+    parsed = planning.family_defaults(planning.RaceConfig(name="r", games=("procgen/starpilot",)))
+    assert planning.plan(replace(parsed, race_dir=tmp_path))[0].trainer.name == "procgen_ppo.py"
+    assert planning.family_defaults(planning.RaceConfig(name="r")) == planning.RaceConfig(name="r")
 
 
 def test_csv_says_where_it_comes_from(tmp_path, stand_in):
@@ -154,10 +156,10 @@ def test_a_csv_that_is_in_the_way_is_refused_before_anything_trains(text, messag
 def test_six_digits_of_a_csv_are_enough_to_add_to_it(tmp_path):
     rows = [f"pong,nature,0,{t:.6g},1,1,1" for t in (1024, 978 * 1024)]  # 1,001,472 is kept as 1.00147e+06
     (tmp_path / "race_r.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
-    config = running.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
-    running.check_csv(config)
+    config = planning.RaceConfig(name="r", total_timesteps=978 * 1024, results_dir=tmp_path)
+    planning.check_csv(config)
     with pytest.raises(ValueError, match="this race has 1,003,520"):
-        running.check_csv(replace(config, total_timesteps=980 * 1024))
+        planning.check_csv(replace(config, total_timesteps=980 * 1024))
 
 
 def test_finished_runs_are_kept_and_broken_ones_go_on_in_their_folder(tmp_path, stand_in):
@@ -175,16 +177,16 @@ def test_finished_runs_are_kept_and_broken_ones_go_on_in_their_folder(tmp_path, 
 
 def test_a_last_checkpoint_is_as_good_as_a_saved_model(tmp_path, monkeypatch):
     """The command refuses to resume a run that has trained all its timesteps."""
-    run = running.plan(running.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run = planning.plan(planning.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
     run.folder.mkdir(parents=True)
     (run.folder / "progress.csv").write_text("time/total_timesteps\n50\n")
     for name, finished in (("49", False), ("52", True)):
-        monkeypatch.setattr(running, "newest_checkpoint", lambda folder, name=name: folder / name)
+        monkeypatch.setattr(planning, "newest_checkpoint", lambda folder, name=name: folder / name)
         assert run.finished() == finished
 
 
 def test_a_saved_model_alone_does_not_make_a_run_finished(tmp_path, stand_in):
-    run = running.plan(running.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
+    run = planning.plan(planning.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
     run.folder.mkdir(parents=True)
     (run.folder / "model.zip").touch()
     (run.folder / "progress.csv").write_text("time/total_timesteps\n49\n5")
@@ -207,22 +209,22 @@ def test_one_failure_stops_no_other_run(tmp_path, stand_in, capsys):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_stops_the_runs_and_says_how_to_go_on(tmp_path, stand_in, capsys, stop, monkeypatch):
     stand_in("hang")
-    processes = []
+    children = []
 
-    def start_and_note(run, lock, real=running.start):
-        processes.append(real(run, lock))
-        return processes[-1]
+    def start_and_note(run, lock, real=processes.start):
+        children.append(real(run, lock))
+        return children[-1]
 
     def interrupt_once_all_run(*_):
-        if len(processes) == 2 and len(started(tmp_path)) == 2:
+        if len(children) == 2 and len(started(tmp_path)) == 2:
             signal.raise_signal(stop)
 
-    monkeypatch.setattr(running, "start", start_and_note)
+    monkeypatch.setattr(processes, "start", start_and_note)
     monkeypatch.setattr(running, "show", interrupt_once_all_run)
     with pytest.raises(SystemExit) as interrupted:
         race.main(flags(tmp_path))
     assert interrupted.value.code == 130
-    assert all(process.poll() is not None for process in processes)
+    assert all(process.poll() is not None for process in children)
     assert "the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
 
@@ -259,6 +261,10 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(tmp_path, stand_in,
         (["--games", "pongg"], "pong"),
         (["--games", "procgen/pong"], "Procgen has no game"),
         (["--games", "pong", "procgen/miner"], "A race is on Atari or on Procgen"),
+        (["--address", "auto"], "--address auto is of Ray; give --engine ray"),
+        (["--gpus-per-run", "0.5"], "--gpus-per-run 0.5 is of Ray"),
+        (["--engine", "ray", "--gpus-per-run", "-1"], "gpus_per_run must lie in [0, inf), got -1.0"),
+        (["--checkpoint-every", "-1"], "checkpoint_every must lie in [0, inf), got -1"),
         (["--jobs", "0"], "jobs must lie in [1, inf), got 0"),
         (["--device", "tpu"], "device must be auto"),
         (["--name", "a/b"], "name must be usable as a file name, got 'a/b'"),
@@ -270,6 +276,24 @@ def test_mistakes_get_one_line_and_leave_nothing_behind(wrong, message, tmp_path
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ray_its_engine_is_one_line_that_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as refused:
+        race.main(flags(tmp_path, "--engine", "ray"))
+    error = capsys.readouterr().err
+    assert refused.value.code == 2 and error.count("\n") == 1
+    assert 'python -m pip install -c constraints.txt -e ".[tune]" -r requirements.txt' in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_the_same_whoever_trains_it(tmp_path):
+    """By the command of a process, or by the config that Ray's tasks get."""
+    ours = ["--ppo.n-steps", "64", "--seeds", "3", "--checkpoint-every", "128", "--threads", "2", "--encoders", "rl_m"]
+    (run,) = planning.plan(parse(planning.RaceConfig, flags(tmp_path, *ours)))
+    assert parse(PPOConfig, run.command()[2:]) == run.config()
+    assert run.config().ppo.n_steps == 64 and run.config().run_dir == run.folder
 
 
 @pytest.mark.parametrize(

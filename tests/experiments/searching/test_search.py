@@ -10,6 +10,8 @@ import optuna
 import pytest
 
 from agents import encoders
+from agents.runs.config import ProcgenPPOConfig
+from agents.runs.lock import FolderInUseError
 from experiments import search
 from experiments.searching import studying
 from experiments.searching.space import spec_of
@@ -117,6 +119,8 @@ def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeyp
         ({"total_timesteps": 8}, "rungs"),
         ({"reduction": 1}, "reduction"),
         ({"name": "a/b"}, "name"),
+        ({"jobs": 2}, "--engine ray"),
+        ({"address": "auto"}, "--engine ray"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_study_is_made(changes, words, tmp_path):
@@ -140,7 +144,7 @@ def test_command_shows_every_candidate_and_the_best_row_as_code(made_up, tmp_pat
     row = eval(code, vars(specs))
     assert isinstance(row, NetworkSpec)
     study = open_study(SearchConfig(games=("procgen/starpilot",), search_dir=tmp_path, total_timesteps=900, n_envs=64,
-                                    ppo=studying.ProcgenPPOConfig().ppo))  # fmt: skip
+                                    ppo=ProcgenPPOConfig().ppo))  # fmt: skip
     best = max(study.trials, key=lambda t: (max(t.intermediate_values, default=0), t.value or 0))
     assert row == spec_of(best.params)
     search.main([*flags, str(tmp_path), "--n-candidates", "0"])
@@ -152,3 +156,37 @@ def test_missing_optuna_is_one_line_with_the_command(monkeypatch, tmp_path, caps
     with pytest.raises(SystemExit) as refused:
         search.main(["--search-dir", str(tmp_path), "--n-candidates", "1"])
     assert refused.value.code == 2 and "requirements.txt" in capsys.readouterr().err
+
+
+def test_missing_ray_is_one_line_with_the_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as refused:
+        search.main(["--search-dir", str(tmp_path), "--engine", "ray"])
+    error = capsys.readouterr().err
+    assert refused.value.code == 2 and error.count("\n") == 1 and '-e ".[tune]"' in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_may_be_in_a_database(made_up, tmp_path):
+    url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    run_search(config(tmp_path, n_candidates=1, storage=url))
+    assert len(open_study(config(tmp_path, storage=url)).trials) == 1
+    assert open_study(config(tmp_path)).trials == []
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "nosuch://host/studies", "sqlite:////no/such/folder/x.db"])
+def test_a_database_that_cannot_be_opened_is_one_line(url, made_up, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        search.main(["--search-dir", str(tmp_path), "--n-candidates", "1", "--storage", url])
+    error = capsys.readouterr().err
+    assert refused.value.code == 2 and error.count("\n") == 1 and "--storage" in error
+
+
+def test_a_candidate_that_another_process_tries_is_left_to_it(made_up, monkeypatch, tmp_path):
+    def busy(*_):
+        raise FolderInUseError("in use")
+
+    monkeypatch.setattr(studying, "train_to", busy)
+    monkeypatch.setattr(studying, "relative_cost", lambda spec, config: 0.5)
+    study = run_search(config(tmp_path, n_candidates=1))
+    assert [trial.state.name for trial in study.trials] == ["PRUNED"]

@@ -1,0 +1,1 @@
+"""Where runs are trained, whatever they are runs of: processes of this machine, or tasks on Ray."""
