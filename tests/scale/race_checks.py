@@ -6,6 +6,7 @@ Not collected by the other targets, whose environment has no Ray.
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from experiments.racing.results import COLUMNS, read_races, write_race
 from tests.scale.nodes import ROOT, TINY, cluster, finish, games, gone, kill, logged, newest, running, start, wait_for
 
 GAMES = ("asterix", "breakout", "road_runner")  # at random their games last a few hundred timesteps
-TIMESTEPS, ROLLOUT, CHECKPOINT = 2048, 256, 512
+TIMESTEPS, ROLLOUT, CHECKPOINT = 1024, 128, 256
 CLOCKS = [column for column in COLUMNS if column.endswith("_seconds")]
 # Stops a run at a checkpoint, in a process as race.py starts one.
 STOP = """
@@ -35,10 +36,10 @@ assert not outcome.finished and outcome.timesteps == int(at), outcome
 """
 
 
-def flags(folder: Path, name: str, games=GAMES, seeds=(0, 1), timesteps: int = TIMESTEPS) -> list[str]:
+def flags(folder: Path, name: str, games=GAMES, seeds=(0, 1), timesteps=TIMESTEPS, every=CHECKPOINT) -> list[str]:
     places = ["--race-dir", str(folder / "races"), "--results-dir", str(folder / "results")]
     cells = ["--encoders", "nature", "rl_s", "--games", *games, "--seeds", *map(str, seeds)]
-    length = ["--total-timesteps", str(timesteps), "--checkpoint-every", str(CHECKPOINT)]
+    length = ["--total-timesteps", str(timesteps), "--checkpoint-every", str(every)]
     return ["--name", name, *cells, *length, *places, *TINY.split()]
 
 
@@ -121,6 +122,17 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_same_command_goes_on(tmp
     before = {path: path.stat().st_mtime_ns for path in races.rglob("*") if path.is_file() and path.name != "lock"}
     assert "2 runs, 2 of them finished" in finish(start("race.py", *command))
     assert before == {path: path.stat().st_mtime_ns for path in races.rglob("*") if path in before}
+
+
+def test_ctrl_c_lets_the_runs_save(tmp_path):
+    races = tmp_path / "races" / "r"
+    driver = start("race.py", *flags(tmp_path, "r", GAMES[1:2], (0,), 10**6, 0), "--engine", "ray")
+    wait_for(lambda: any(logged(log.parent) for log in races.glob("*/progress.csv")), driver)
+    driver.send_signal(signal.SIGINT)
+    printed, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 130 and "the same command goes on" in printed, printed
+    (run,) = races.glob("*/")
+    assert newest(run) >= ROLLOUT and not (run / "run.lock").exists()
 
 
 def test_a_run_that_cannot_go_on_fails_alone_and_says_why(tmp_path):

@@ -6,6 +6,8 @@ Not collected by the other targets, whose environment has no RLlib.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,3 +157,12 @@ def test_the_last_layers_start_as_sb3s(algorithms):
     agent = to_agent(algorithms(config()))
     assert float(agent.policy.action_net.weight.norm(dim=1).mean()) == pytest.approx(0.01, rel=1e-4)
     assert float(agent.policy.value_net.weight.norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_example_leaves_an_agent(tmp_path):
+    example = [sys.executable, str(ROOT / "examples" / "rllib_pong.py"), "--agent", str(tmp_path / "agent")]
+    flags = ["--total-timesteps", "1", "--env-runners", "1", "--learners", "0"]  # one iteration is 1,024
+    printed = subprocess.run([*example, *flags], check=True, capture_output=True, text=True).stdout
+    assert "1,024 timesteps, return" in printed
+    agent = load_agent(tmp_path / "agent")
+    assert agent.observation_space.shape == (4, 84, 84) and agent.action_space.n == 6

@@ -17,7 +17,7 @@ from agents.dqn import DQNHyperparameters
 from agents.runs import OpenRun, open_run, train_run
 from agents.runs.checkpoints import newest_checkpoint, prune_checkpoints
 from agents.runs.config import DQNConfig, PPOConfig, RunConfig
-from agents.runs.folder import evaluated_timesteps, exported_timesteps
+from agents.runs.folder import RunFolder, evaluated_timesteps, exported_timesteps
 from agents.runs.loading import load_run
 from agents.runs.lock import FolderInUseError, LostFolderError, RunLock
 from agents.runs.resuming import recorded_config
@@ -521,3 +521,13 @@ def test_the_agent_that_was_trained_for_longer_is_played(finished, tmp_path):
 
 def parameters(run):
     return np.concatenate([value.detach().numpy().ravel() for value in run.model.policy.parameters()])
+
+
+def test_a_start_that_was_killed_is_no_run_but_what_it_trained_is(tmp_path):
+    """Killed before its config was written, it leaves an empty folder of checkpoints."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    RunFolder(run).close()
+    (run / "checkpoints" / "000000016").mkdir()
+    with pytest.raises(FileExistsError, match="checkpoints"):
+        RunFolder(run)
