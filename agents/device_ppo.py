@@ -94,11 +94,13 @@ class DevicePPO(PPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """As SB3's, each observation copied to the device once, from page-locked memory."""
-        if not self.captures:
+        """As SB3's, each observation copied to a GPU once, from page-locked memory."""
+        on_gpu = self.device.type == "cuda"
+        if isinstance(self.observation_space, spaces.Dict) or not (on_gpu or self.captures):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        self._act.refresh()
-        steps = cast("VecEnv", PinnedSteps(env)) if self.device.type == "cuda" else env
+        if self.captures:
+            self._act.refresh()
+        steps = cast("VecEnv", PinnedSteps(env)) if on_gpu else env
         with self._acting(rollout_buffer):
             return super().collect_rollouts(steps, callback, rollout_buffer, n_rollout_steps)
 

@@ -79,7 +79,8 @@ class DeviceRolloutBuffer(RolloutBuffer):
 
         For algorithms that have them on the device already, to act on.
         """
-        self.observations[self.pos].copy_(observations)  # type: ignore[index]
+        kept = self.observations[self.pos]  # type: ignore[index]
+        kept.copy_(observations.reshape(kept.shape))
         self._is_staged = True
 
     def add(

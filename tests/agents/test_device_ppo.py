@@ -18,11 +18,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents import device_ppo
 from agents.device_ppo import DeviceCategorical, DevicePPO, PinnedSteps, why_not_captured
 from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs.callbacks import EnvTimer
 from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.agent_format import describe
 from mnv4_rl.performance import set_precision
 from mnv4_rl.policies import MNV4Policy
 from mnv4_rl.rollout import DeviceRolloutBuffer
+from tests.agents.runs.test_resume import session, stopped_at
 from tests.tapes import Tape, TapedPPO
 from tests.tiny_env import same, tiny_env
 
@@ -239,6 +241,20 @@ def test_loaded_state_is_trained_on_not_what_was_recorded(on_tape):
     assert same(*trained)
     steps = [int(state["step"]) for state in model.policy.optimizer.state.values()]
     assert set(steps) == {int(saved["state"][0]["step"]) + 6}
+
+
+def test_a_recorded_run_goes_on_bit_for_bit(on_tape, tmp_path):
+    """With all of a run's callbacks, and from a checkpoint that was written between two recorded updates."""
+
+    def model():
+        return make(TapedPPO, EnvTimer(tiny_env()), learning_rate=2.0**-10, batch_size=8)
+
+    whole, _ = session(tmp_path / "whole", model=model())
+    assert whole._update.n_recorded == whole._act.n_recorded == 1
+    resumed, outcome = session(stopped_at(tmp_path / "whole", 48, tmp_path / "run"), resume=True, model=model())
+    assert outcome.finished and resumed.num_timesteps == whole.num_timesteps
+    assert same(dict(resumed.policy.state_dict()), dict(whole.policy.state_dict()))
+    assert same(resumed.policy.optimizer.state_dict(), whole.policy.optimizer.state_dict())
 
 
 def test_bf16_is_recorded(on_tape):

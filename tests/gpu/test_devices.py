@@ -30,7 +30,8 @@ from tests.tiny_env import ActionsAsImage, same, tiny_env
 ENCODERS = ("rl_s", "rl_m", "nature", "impala")
 SPACE = ActionsAsImage.observation_space
 PPO = PPOHyperparameters(n_steps=8, n_epochs=2, batch_size=8)
-LOOPS = {"cpu": "device", "cuda": "captured"}
+# Where PPO is trained, and by which loop of ours.
+LOOPS = [("cpu", "device"), *([("cuda", "device"), ("cuda", "captured")] if th.cuda.is_available() else [])]
 DQN = DQNHyperparameters(buffer_size=64, learning_starts=16, batch_size=8, train_freq=4)
 
 
@@ -124,17 +125,21 @@ def test_a_ppo_step_is_that_of_the_cpu(device):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+each_loop = pytest.mark.parametrize(("device", "loop"), LOOPS)
+
+
+@each_loop
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_updates_are_sb3s_on_the_same_device(device, precision, compiled):
-    """Eager on the CPU, recorded on CUDA from the fourth minibatch on; SB3's own loop is the reference."""
-    ours, theirs = ppo(device, loop=LOOPS[device]), ppo(device, loop="sb3")
+def test_updates_are_sb3s_on_the_same_device(device, loop, precision, compiled):
+    """Recorded from the fourth minibatch on, where it is captured."""
+    ours, theirs = ppo(device, loop=loop), ppo(device, loop="sb3")
     for model in (ours, theirs):
         set_precision(model.policy, precision)
         model.set_logger(Logger(None, []))
     if compiled:
         assert compile_encoders(ours.policy, graphs=not ours.captures) == 1
-    assert ours.captures == (device == "cuda")
+    assert ours.captures == (loop == "captured")
     for update in range(4):
         for model in (ours, theirs):
             model._current_progress_remaining = 1 - update / 8
@@ -147,8 +152,9 @@ def test_updates_are_sb3s_on_the_same_device(device, precision, compiled):
         assert ours._update.n_recorded == 1
 
 
-def test_updates_follow_the_schedules(device):
-    model = ppo(device, loop=LOOPS[device]).learn(32)
+@each_loop
+def test_updates_follow_the_schedules(device, loop):
+    model = ppo(device, loop=loop).learn(32)
     weights = copy.deepcopy(model.policy.state_dict())
     model.lr_schedule = lambda _: 0.0
     model.train()
@@ -160,9 +166,10 @@ def test_updates_follow_the_schedules(device):
     assert model.logger.name_to_value["train/clip_fraction"] > 0
 
 
-def test_acting_is_by_the_policy_as_it_is(device):
+@each_loop
+def test_acting_is_by_the_policy_as_it_is(device, loop):
     """Of every rollout, the recorded ones among them: values and log-probabilities are those of its actions."""
-    model = ppo(device, loop=LOOPS[device], learning_rate=0.0).learn(64)
+    model = ppo(device, loop=loop, learning_rate=0.0).learn(64)
     if model.captures:
         assert model._act.n_recorded == 1
     np.random.seed(0)
@@ -175,9 +182,10 @@ def test_acting_is_by_the_policy_as_it_is(device):
     assert drawn.observations.float().std() > 0
 
 
-def test_a_recorded_loop_lives_in_any_thread(device):
+@each_loop
+def test_a_loop_lives_in_any_thread(device, loop):
     trained = []
-    thread = threading.Thread(target=lambda: trained.append(ppo(device, loop=LOOPS[device]).learn(32)))
+    thread = threading.Thread(target=lambda: trained.append(ppo(device, loop=loop).learn(32)))
     thread.start()
     thread.join()
     assert trained[0].num_timesteps == 32

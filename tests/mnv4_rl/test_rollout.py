@@ -98,6 +98,27 @@ def test_samples_are_those_of_sb3_in_its_order(observation, action, n_steps, n_e
             assert np.array_equal(getattr(buffers[0], name), getattr(buffers[1], name))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in OBSERVATIONS if kind != "dict"])
+def test_staged_observations_are_those_that_would_have_been_added(kind):
+    space, steps = OBSERVATIONS[kind], []
+    space.seed(0)
+    buffers = [DeviceRolloutBuffer(3, space, ACTIONS["discrete"], "cpu", n_envs=2) for _ in range(2)]
+    for buffer in buffers:
+        buffer.reset()
+    for _ in range(3):
+        steps.append(batch_of(space, 2))
+        rest = np.zeros((2, 1)), np.zeros(2), np.zeros(2), th.zeros(2), th.zeros(2)
+        buffers[0].stage(th.as_tensor(steps[-1]))
+        buffers[0].add(np.zeros_like(steps[-1]), *rest)
+        buffers[1].add(steps[-1], *rest)
+    assert th.equal(buffers[0].observations, buffers[1].observations)
+    buffers[0].reset()
+    buffers[0].stage(th.as_tensor(steps[0]))
+    buffers[0].reset()
+    buffers[0].add(steps[1], *rest)  # a rollout that was given up leaves nothing staged
+    assert th.equal(buffers[0].observations[0], buffers[1].observations[1])
+
+
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_training_is_the_same_to_the_bit(algorithm):
     models = []
