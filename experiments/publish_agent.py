@@ -203,7 +203,7 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
     environment = environment_id(run.game)
     return (
         f"{front_matter(environment, type(run.model).__name__, evaluation.scores)}"
-        f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n{table}\n\n"
+        f"# {settings['encoder']} plays {settings['game']}\n\n![Play](play.gif)\n\n[As an mp4](play.mp4)\n\n{table}\n\n"
         f"Watch it: `python experiments/watch.py {place}`. In code: "
         f'`from mnv4_rl import load_agent; agent = load_agent("{place / KEPT_AGENT}")`. '
         "One run of one seed: another seed may score otherwise.\n"

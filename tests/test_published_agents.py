@@ -24,3 +24,11 @@ def test_a_published_agent_acts_as_when_it_was_published(folder, monkeypatch):
         values = model.policy.predict_values(frames).numpy()
     np.testing.assert_allclose(logits, golden[f"{game}_logits"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(values, golden[f"{game}_values"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_pictures_of_its_card_are_there_and_small(folder):
+    card = (folder / "README.md").read_text()
+    for name, kind in (("play.gif", b"GIF89a"), ("play.mp4", b"ftyp")):
+        content = (folder / name).read_bytes()
+        assert f"]({name})" in card and kind in content[:12] and len(content) < 1_000_000
