@@ -25,7 +25,7 @@ from agents.runs.loading import TrainedRun, load_run
 from experiments.cli.command import parse, user_errors
 from mnv4_rl.checks import Interval, check_positive, check_range
 from mnv4_rl.export import OnnxAgent, to_onnx
-from mnv4_rl.export.onnx_file import new_file
+from mnv4_rl.export.agreement import new_file
 from mnv4_rl.performance import THREADS, tune
 
 PROTOCOL = "sb3"

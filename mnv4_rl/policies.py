@@ -263,6 +263,9 @@ class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
     Two layers of 256 follow the encoder: a critic of one linear layer could not weigh an action by the picture. Actor
     and critic each have an encoder, trained by their own loss. With ``share_features_extractor=True`` there is one for
     both, which costs half and is trained by the actor's loss alone; so SB3 has it.
+
+    Raises:
+        TypeError: Where PPO or its kin builds it.
     """
 
     algorithms = "SAC"
