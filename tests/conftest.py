@@ -6,10 +6,15 @@ import signal
 
 import pytest
 import torch as th
+from hypothesis import HealthCheck, settings
 
 from agents.ppo import PPOHyperparameters, build_ppo
 from mnv4_rl.atari import make_atari_env
 from tests.run_folders import write_config
+
+# A machine that is busy with other work is no fault of a test.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")
