@@ -12,8 +12,6 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-import ale_py
-import gymnasium as gym
 import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 
@@ -42,10 +40,9 @@ def configure(
     game: str, encoder: str, env_runners: int, envs: int, learners: int, gpus_per_learner: float
 ) -> PPOConfig:
     """RLlib's config; a killed env runner is started again."""
-    gym.register_envs(ale_py)
     return (
         PPOConfig()
-        .environment(game, env_config=ATARI)
+        .environment(f"ale_py:{game}", env_config=ATARI)  # every process imports ALE
         .env_runners(
             num_env_runners=env_runners,
             num_envs_per_env_runner=envs,

@@ -2,7 +2,8 @@
 
     config = (
         PPOConfig()
-        .environment("ALE/Pong-v5")
+        .environment("ale_py:ALE/Pong-v5", env_config={"repeat_action_probability": 0.0})
+        .env_runners(gym_env_vectorize_mode="vector_entry_point")
         .rl_module(rl_module_spec=rl_module())
     )
     algorithm = config.build_algo()

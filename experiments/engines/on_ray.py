@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Watch = Callable[[int, int], None]
 
 RETRIES = 10  # of one task: each loss of its worker or node, and each stop before its end, takes one
-POLL_SECONDS = 1.0
+POLL_SECONDS = 5.0
 STOP_SECONDS = 120.0  # that tasks have to save what they did
 STORE_BYTES = 100 * 10**6  # of Ray's memory for objects, which stays empty
 

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 10**6, "include_dashboard": False}
 PATIENCE_SECONDS = 3600.0  # of a machine that does other things too
-TINY = "--n-envs 4 --ppo.n-steps 32 --ppo.batch-size 64 --ppo.n-epochs 1 --device cpu"
+TINY = "--n-envs 2 --ppo.n-steps 64 --ppo.batch-size 64 --ppo.n-epochs 1 --device cpu"
 
 
 @contextmanager
