@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
+from torch.profiler import profile
 
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
@@ -27,6 +28,7 @@ from experiments.benchmarking.measuring import calls_per_second
 from experiments.benchmarking.training import GROWING, Task, train_once
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.performance import compile_encoders, set_precision, tune
+from mnv4_rl.safe_files import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("fp32", "tf32", "bf16")
@@ -169,7 +171,24 @@ def measure_ppo(row: GPURow, part: Part) -> GPURow:
     assert row.n_envs is not None and row.batch is not None
     with closing(pong(row.n_envs)) as env:
         agent = build_our_ppo(row, env, part)
-        return measure_agent(agent, env, row.n_envs * part.sizes.n_steps, row, part)
+        measured = measure_agent(agent, env, row.n_envs * part.sizes.n_steps, row, part)
+        if not part.rows:  # the first is the most important
+            try:
+                write_profile(agent, row.n_envs * part.sizes.n_steps, part)
+            except Exception as error:  # a profiler that this machine does not have costs no number
+                return replace(measured, note=f"no profile: {type(error).__name__}")
+        return measured
+
+
+def write_profile(agent: BaseAlgorithm, rollout: int, part: Part) -> None:
+    """What one more rollout and its updates spend their time on, in a file beside the CSV."""
+    orders = ["self_cpu_time_total"]
+    if agent.device.type == "cuda":
+        orders.insert(0, "self_cuda_time_total")
+    with profile() as found:  # of the CPU, and of a GPU where there is one
+        train_once(agent, rollout)
+    tables = [found.key_averages().table(order, row_limit=30, max_name_column_width=60) for order in orders]
+    write_file(part.csv.with_name("profile.txt"), "\n".join(tables).encode())
 
 
 def build_our_ppo(row: GPURow, env: EnvTimer, part: Part) -> BaseAlgorithm:

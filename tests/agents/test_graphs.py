@@ -1,10 +1,11 @@
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch as th
 
-from agents.graphs import WARM_UPS, Captured
-from tests.tapes import Tapes
+from agents.graphs import WARM_UPS, Captured, CUDAGraphs
+from tests.tapes import Tape, Tapes
 
 
 class Counting:
@@ -73,3 +74,73 @@ def test_what_cannot_be_recorded_goes_on_with_one_warning_or_raises():
         strict(th.ones(2))
     with pytest.raises(RuntimeError, match="waits"):
         strict(th.ones(2))
+
+
+class FakeStream:
+    """What CUDA's streams are asked here, written down."""
+
+    def __init__(self, log, name):
+        self.device, self._log, self._name = th.device("cpu"), log, name
+
+    def wait_stream(self, other):
+        self._log.append(f"{self._name} waits for {other._name}")
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """PyTorch's CUDA with tapes for graphs; the log of what was asked of it."""
+    log: list[str] = []
+    entered = [FakeStream(log, "main")]
+
+    @contextmanager
+    def stream(entering):
+        before = list(entered)
+        entered.append(entering)
+        try:
+            yield
+        finally:
+            entered[:] = before
+
+    @contextmanager
+    def graph(tape, stream, capture_error_mode):
+        assert entered[-1] is stream and capture_error_mode == "thread_local"
+        entered.append(stream)  # as PyTorch's own, which leaves it there if the recording fails
+        log.append("recording")
+        with tape:
+            yield
+        entered.pop()
+
+    fakes = {
+        "Stream": lambda device: FakeStream(log, "side"),
+        "current_stream": lambda device: entered[-1],
+        "stream": stream,
+        "CUDAGraph": Tape,
+        "graph": graph,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(th.cuda, name, fake)
+    return log, entered
+
+
+def test_work_beside_is_in_order_with_all_around_it(fake_cuda):
+    log, entered = fake_cuda
+    captured = Captured(lambda x: (x * 2,), list, CUDAGraphs(th.device("cpu")))
+    for call in range(WARM_UPS):
+        assert captured(th.tensor([float(call)]))[0].tolist() == [2.0 * call]
+    assert log == ["side waits for main", "main waits for side"] * WARM_UPS
+    log.clear()
+    for call in range(4):
+        assert captured(th.tensor([float(call)]))[0].tolist() == [2.0 * call]
+    assert log == ["side waits for main", "recording", "main waits for side"]  # once
+    assert len(entered) == 1 and captured.n_recorded == 1
+
+
+def test_a_recording_that_fails_leaves_the_stream_that_was_current(fake_cuda):
+    log, entered = fake_cuda
+    captured = Captured(lambda x: (x * float(x.sum()),), list, CUDAGraphs(th.device("cpu")))
+    for _ in range(WARM_UPS):
+        captured(th.ones(1))
+    with pytest.warns(RuntimeWarning, match="CUDA graphs"):
+        captured(th.ones(1))
+    assert len(entered) == 1 and log[-1] == "recording"
+    assert captured(th.full((1,), 3.0))[0].tolist() == [9.0]

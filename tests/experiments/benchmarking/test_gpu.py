@@ -167,4 +167,5 @@ def test_the_whole_command_runs_dry_on_the_cpu(tmp_path):
     steps = [int(row["timesteps"]) for row in rows["pong"]]
     assert steps == [16, 32, 48, 64]
     assert "torch" in (tmp_path / "machine.txt").read_text()
+    assert "aten::" in (tmp_path / "profile.txt").read_text()
     assert len((tmp_path / "goals.txt").read_text().splitlines()) == 3
