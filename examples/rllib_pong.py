@@ -9,8 +9,15 @@ installed, in an environment of its own.
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("ray") is None:
+    sys.exit(
+        'error: RLlib is missing; in an environment of its own: pip install -c constraints-rllib.txt -e ".[rllib]"'
+    )
 
 import ray
 from ray.rllib.algorithms.ppo import PPOConfig

@@ -46,8 +46,8 @@ try:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 except ImportError as error:
     raise ModuleNotFoundError(
-        f'mnv4_rl.rllib needs RLlib in an environment of its own: pip install "mnv4_rl[rllib]", or in a checkout '
-        f"python -m pip install -c constraints-rllib.txt -e .[rllib] ({error})."
+        'mnv4_rl.rllib needs RLlib, in an environment of its own: pip install "mnv4_rl[rllib]", or in a checkout '
+        f'pip install -c constraints-rllib.txt -e ".[rllib]" ({error}).'
     ) from error
 
 _KEY = "mnv4_rl"  # of the encoder's arguments in a model_config
