@@ -28,6 +28,7 @@ from tests.agents.runs.test_resume import session, stopped_at
 from tests.tapes import Tape, TapedPPO
 from tests.tiny_env import same, tiny_env
 
+IMAGE = spaces.Box(0, 255, (4, 36, 36), np.uint8)
 SETTINGS = {
     "n_steps": 8,
     "batch_size": 6,
@@ -94,8 +95,7 @@ def test_a_minibatch_of_one_is_not_normalised():
     [("image", "box"), ("image", "several"), ("dict", "discrete")],
 )
 def test_other_spaces_are_sb3s_too(observation, action):
-    image = spaces.Box(0, 255, (4, 36, 36), np.uint8)
-    observations = {"image": image, "dict": spaces.Dict(picture=image, joint=spaces.Box(-1, 1, (2,), np.float32))}
+    observations = {"image": IMAGE, "dict": spaces.Dict(picture=IMAGE, joint=spaces.Box(-1, 1, (2,), np.float32))}
     actions = {
         "box": spaces.Box(-1, 1, (2,), np.float32),
         "several": spaces.MultiDiscrete([2, 3]),
@@ -274,11 +274,16 @@ def test_bf16_is_recorded(on_tape):
         ({"target_kl": 0.1}, "target_kl"),
         ({"policy_kwargs": {"optimizer_class": th.optim.SGD}}, "fused"),
         ({"policy": "CnnPolicy"}, "fused"),
+        ({"env": (IMAGE, spaces.Box(-1, 1, (2,), np.float32))}, "Discrete"),
+        ({"env": (spaces.Dict(picture=IMAGE), spaces.Discrete(3))}, "several"),
+        ({"env": (IMAGE, spaces.Box(-1, 1, (2,), np.float32)), "use_sde": True}, "Discrete"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_where_it_must_be(kwargs, word, request):
     if kwargs:
         request.getfixturevalue("on_tape")
+    if found := kwargs.get("env"):
+        kwargs = {**kwargs, "env": DummyVecEnv([lambda: Random(*found)])}
     with pytest.raises(ValueError, match=word):
         make(DevicePPO, captured=True, **kwargs)
     assert not make(DevicePPO, **kwargs).captures
