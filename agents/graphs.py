@@ -133,7 +133,7 @@ class Captured:
             if self.must:
                 raise
             self._gave_up = True
-            warnings.warn(f"runs without CUDA graphs, which take {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"PPO goes on without CUDA graphs: {error}", RuntimeWarning, stacklevel=3)
             return False
         graph.arguments, graph.outputs, graph.replay = kept, outputs, replay
         graph.addresses = self._addresses()

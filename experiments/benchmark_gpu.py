@@ -48,7 +48,7 @@ class GPUConfig:
     device: str = "cuda"
     """cuda, cuda:N, or cpu for a dry run."""
     parts: tuple[PartName, ...] = tuple(SHARES)
-    """What to measure, in this order."""
+    """What to measure; one part alone runs in this process and has all of the time."""
     sizes: Sizes = field(default_factory=Sizes)
     """How much of it."""
     results_dir: Path = RESULTS / "gpu"

@@ -2,9 +2,11 @@
 
 import csv
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -83,6 +85,22 @@ def test_what_overruns_is_ended_with_all_it_started(tmp_path):
         psutil.wait_procs([left := psutil.Process(pid)], timeout=10)  # the kernel ends it in its own time
         assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
     assert benchmark_gpu.finishes(["true"], 60.0)
+
+
+def test_what_is_interrupted_is_ended_too(tmp_path):
+    def interrupt():
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_gpu.finishes(
+            ["bash", "-c", f"echo $$ > {tmp_path}/x; mv {tmp_path}/x {tmp_path}/pid; sleep 60"], 60.0
+        )
+    thread.join()
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_part_ends_with_its_time(tmp_path):
