@@ -78,7 +78,7 @@ rooms: $(STAMP)  ## Draw the rooms of the code and the imports between them, doc
 docs: $(STAMP)  ## Build the documentation into site/; open site/index.html
 	$(PY) -m sphinx -W --keep-going -q -c docs -b html . site
 
-release-check: $(STAMP)  ## Build wheel and sdist, check them, and run README's lines from the wheel alone
+release-check: $(STAMP)  ## Build wheel and sdist (MNV4_RL_REPOSITORY=https://...), check them, and run README's lines from the wheel alone
 	rm -rf dist .release && $(PYTHON) -m venv .release
 	.release/bin/python -m pip install --quiet -c constraints.txt build twine
 	.release/bin/python -m build --quiet

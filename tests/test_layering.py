@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import email
 import json
 import re
 import shutil
@@ -122,13 +123,43 @@ def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
     }
 
 
+RELATIVE = re.compile(r"\]\((?!https?:|#)")
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/mnv4_rl"])
+def test_no_link_of_the_readme_on_a_package_index_is_relative(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNV4_RL_REPOSITORY", repository)
+    build("wheel", tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    readme = (ROOT / "README.md").read_text()
+    text = metadata.get_payload()
+    assert RELATIVE.search(readme) and not RELATIVE.search(text)
+    assert metadata["Description-Content-Type"] == "text/markdown" and "# mnv4_rl" in text
+    assert (
+        ("/blob/main/docs/index.md" in text) is ("(https://example.org/mnv4_rl/raw/main/" in text) is bool(repository)
+    )
+    assert len(metadata.get_all("Project-URL", [])) == (3 if repository else 0)
+    assert text.count("```") == readme.count("```") and text.count("\n") == readme.count("\n")
+
+
 def test_the_source_distribution_holds_the_whole_library_and_no_part_of_the_rest(tmp_path):
     build("sdist", tmp_path)
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "mnv4_rl").rglob("*.py")} <= names
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "setup.cfg", "pyproject.toml"} <= names
+    assert {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "constraints.txt",
+        "setup.cfg",
+        "setup.py",
+        "pyproject.toml",
+    } <= names
     assert not {"tests", "agents", "experiments", "examples"} & {name.partition("/")[0] for name in names}
 
 
