@@ -47,6 +47,9 @@ def main(args: list[str] | None = None) -> None:
         study = run_search(config)
     except KeyboardInterrupt:
         interrupted, study = True, open_study(config)
+    except ConnectionError:  # to a cluster
+        with user_errors():
+            raise
     print(summary(study, config))
     if interrupted:
         print("interrupted: the same command goes on")

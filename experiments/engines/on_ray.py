@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.cli.command import sigterm_as_interrupt, user_errors
+from experiments.cli.command import sigterm_as_interrupt
 from experiments.cli.results import ROOT
 from experiments.engines.config import EngineConfig, import_ray
 
@@ -24,6 +24,7 @@ Watch = Callable[[int, int], None]
 RETRIES = 10  # of one task: each loss of its worker or node, and each stop before its end, takes one
 POLL_SECONDS = 5.0
 STOP_SECONDS = 120.0  # that tasks have to save what they did
+KNOCK_SECONDS = 20.0
 STORE_BYTES = 100 * 10**6  # of Ray's memory for objects, which stays empty
 
 
@@ -54,7 +55,7 @@ def run_all(
         For each item what the function returned, or the exception that ended it.
 
     Raises:
-        SystemExit: If there is no such cluster, after a line that says so.
+        ConnectionError: If there is no such cluster.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, once the tasks have stopped.
     """
     at_once = config.jobs or (len(items) if config.address else 1)
@@ -99,15 +100,22 @@ def _connected(config: EngineConfig, n_cpus: int) -> Iterator[Any]:
     if config.address is None:
         place = {"address": "local", "num_cpus": n_cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(places)}}
-    with user_errors():
-        try:
-            ray.init(**place, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # Ray's are of every kind
-            raise ConnectionError(f"Ray at {config.address or 'this machine'} does not answer: {error}") from error
+    try:
+        _knock(config.address)
+        ray.init(**place, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray's are of every kind
+        raise ConnectionError(f"Ray at {config.address or 'this machine'} does not answer: {error}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Find out whether anybody listens where a cluster should be: Ray itself waits there for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]") or "localhost", int(port)), KNOCK_SECONDS).close()
 
 
 @contextmanager

@@ -52,6 +52,9 @@ def run_race(config: RaceConfig, trainer: Path | None = None) -> Outcome:
             failed = train_all(config, runs, lock)
         except KeyboardInterrupt:
             interrupted = True
+        except ConnectionError:  # to a cluster
+            with user_errors():
+                raise
         with user_errors():
             n_finished = collect(config, runs)
     return Outcome(len(runs), n_finished, failed, interrupted)
