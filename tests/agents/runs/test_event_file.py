@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import load_results
 from agents.runs.event_file import EventFile, bytes_until, event_files
 from agents.runs.folder import RunFolder
 from agents.runs.logs import open_logs, rewind_logs
-from agents.runs.session import rewind
+from agents.runs.session import find_resume, rewind
 from mnv4_rl.safe_files import DamagedError
 from tests.tensorboard_server import LOADERS, tensorboard
 
@@ -130,7 +130,7 @@ def test_tensorboard_shows_the_games_of_a_run_that_was_killed_three_times(algo, 
     for flags in ([*COMMON, *COMMANDS[algo], "--run-dir", str(run)], *[["--resume", str(run)]] * 3):
         kill_after_a_few_games([*command, *flags], run)
     with RunFolder(run, resume=True) as folder:
-        resume = rewind(folder)  # what came after the last checkpoint is not the run's
+        rewind(folder, resume := find_resume(folder))  # what came after the last checkpoint is not the run's
     expected = load_results(str(run))["r"].to_list()
     assert resume.timesteps > 0 and len(expected) > 8
     for loader in LOADERS:
