@@ -55,11 +55,12 @@ def run_all(
         For each item what the function returned, or the exception that ended it.
 
     Raises:
-        ConnectionError: If there is no such cluster.
+        ConnectionError: If there is no such cluster, or no machine of it is large enough for one call.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, once the tasks have stopped.
     """
     at_once = config.jobs or (len(items) if config.address else 1)
     with _connected(config, at_once * n_cpus) as ray:
+        _check_room(ray, {"CPU": n_cpus, "GPU": config.gpus_per_run})
         options = {"num_cpus": n_cpus, "num_gpus": config.gpus_per_run, "scheduling_strategy": "SPREAD"}
         # max_calls: a process of its own draws the same random numbers wherever it runs.
         task = ray.remote(max_calls=1, max_retries=RETRIES, retry_exceptions=[StoppedError], **options)(_call)
@@ -109,6 +110,14 @@ def _connected(config: EngineConfig, n_cpus: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_room(ray: Any, wanted: dict[str, float]) -> None:
+    """Refuse what Ray would wait for without a word."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(machine.get(kind, 0) >= amount for kind, amount in wanted.items()) for machine in machines):
+        needed = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
+        raise ConnectionError(f"No machine that Ray has here is large enough for a run, which takes {needed}.")
 
 
 def _knock(address: str | None) -> None:

@@ -158,6 +158,12 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     assert driver.returncode == 2 and len(errors) == 1 and "Traceback" not in printed, printed
 
 
+def test_a_run_that_fits_on_no_machine_is_one_line(tmp_path):
+    driver = start("race.py", *flags(tmp_path, "r"), "--engine", "ray", "--gpus-per-run", "99")
+    printed, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 2 and "\nerror: No machine" in printed and "99 GPU" in printed, printed
+
+
 def test_the_same_race_on_one_two_and_four_nodes(tmp_path, capsys):
     """All nodes share this machine's cores, so this shows what the engine costs, not what more machines bring."""
     seconds, curves = {}, {}
