@@ -18,6 +18,7 @@ BASICS = "mnv4_rl: basics"
 PICTURE = ROOT / "docs" / "rooms.svg"
 COLOURS = {"experiments": "#fde8c8", "agents": "#d9ead3", "mnv4_rl": "#d0e2f2"}
 WIDTH, BOX, LINE = 14.0, 3.9, 0.33  # of the picture, of a room, of a line of text
+INCHES = 0.6  # of a row's height, so that lines of text fit
 LETTERS = 42  # that fit into a room
 
 
@@ -140,7 +141,7 @@ def draw(path: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "rooms", "svg.fonttype": "none"})
     found, places, y = arrows(), {}, 0.0
     texts = {room: textwrap.wrap("  ".join(modules_of(room)), LETTERS) or [""] for room in found}
-    figure, axis = plt.subplots(figsize=(WIDTH, 16))
+    figure, axis = plt.subplots()
     for row in rows(found):
         height = 0.7 + LINE * max(len(texts[room]) for room in row)
         for room, x in zip(row, place(row, places, found), strict=True):
@@ -156,6 +157,7 @@ def draw(path: Path) -> None:
         axis.annotate("", (x1, y1), (x0, y0 + height), arrowprops=look, zorder=0)
     axis.set(xlim=(0, WIDTH), ylim=(y, -0.1))
     axis.axis("off")
+    figure.set_size_inches(WIDTH, INCHES * y)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
