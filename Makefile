@@ -58,7 +58,7 @@ test-zoo:  ## rl-zoo's train, enjoy and -optimize with our policies, in an envir
 	$(ZOO_VENV)/bin/python -m pip install --quiet -c constraints.txt . pytest rl_zoo3==2.9.2 requests pandas opencv-python-headless
 	$(ZOO_VENV)/bin/python -m pytest --noconftest -q tests/zoo/zoo_checks.py
 
-test-ray:  ## Races and searches on a simulated Ray cluster, and RLlib, in an environment of its own (10 minutes on 2 cores)
+test-ray:  ## Races and searches on a simulated Ray cluster, and RLlib, in an environment of its own
 	$(PYTHON) -m venv $(RAY_VENV)
 	$(RAY_VENV)/bin/python -m pip install --quiet -c constraints-rllib.txt -e ".[tune,rllib]" -r requirements.txt pytest
 	$(RAY_VENV)/bin/python -m pytest -q -s tests/scale/race_checks.py tests/scale/search_checks.py tests/scale/rllib_checks.py
