@@ -131,7 +131,8 @@ def test_no_number_is_looked_at_in_an_update():
         with Looks() as mode:
             model.train()
         looks[kind] = mode.count
-    assert looks[PPO] >= 5 * 6 and looks[DevicePPO] == 0
+    # One of the six is a distribution's check, which torch.compile turns off for the whole process.
+    assert looks[PPO] >= 5 * 5 and looks[DevicePPO] == 0
 
 
 class Looks(Tape):
