@@ -134,7 +134,7 @@ def draw_frames(axis: Axes, rows: Sequence[Row]) -> None:
 
 def draw_export(axis: Axes, rows: Sequence[Row]) -> None:
     """Observations acted on over NatureCNN's in ONNX Runtime, a bar a set-up and batch."""
-    bars(axis, rows, lambda row: f"batch {row.batch}", "observations a second (NatureCNN in ONNX Runtime: 1)")
+    bars(axis, rows, lambda row: f"batch {row.batch}", "observations a second\n(NatureCNN in ONNX Runtime: 1)")
 
 
 _DRAW: dict[str, tuple[str, Callable[[Axes, Sequence[Row]], None]]] = {
