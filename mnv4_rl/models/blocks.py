@@ -8,6 +8,8 @@ Source: MobileNetV4, arXiv:2404.10518, section 3 (UIB, FusedIB) and section 4 (M
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,24 +103,19 @@ class FusedIB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand with space, project without."""
-        y = self.project(self.expand(x))
+        y = self.project(self.expanded(x))
         return x + self.drop_path(y) if self.has_skip else y
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """What the projection reads."""
+        return self.expand(x)
 
 
 class GatedIB(FusedIB):
     """FusedIB whose expansion is a product: x + project(act(a(x)) * b(x)), with dense k x k convolutions a and b.
 
-    A product answers where both branches do, which one layer of sums and ReLUs cannot say.
-
-    Args:
-        in_channels: Channels that come in.
-        out_channels: Channels that go out.
-        expanded_channels: Channels of each branch.
-        kernel_size: Odd side of the dense kernels.
-        stride: Stride of the dense convolutions.
-        norm: Norm after the projection.
-        inner_norm: Norm after both branches; None takes ``norm``.
-        activation: Activation of the first branch.
+    A product answers where both branches do, which one layer of sums and ReLUs cannot say. The arguments are FusedIB's:
+    ``expanded_channels`` and ``inner_norm`` are those of each branch, ``activation`` the first one's.
 
     Shape:
         (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -137,18 +134,15 @@ class GatedIB(FusedIB):
         stride: int = 2,
         norm: NormName = "batch",
         inner_norm: NormName | None = None,
-        activation: ActivationName = "relu",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, expanded_channels, kernel_size, stride, norm, inner_norm, activation
-        )
+        super().__init__(in_channels, out_channels, expanded_channels, kernel_size, stride, norm, inner_norm, **kwargs)
         inner = norm if inner_norm is None else inner_norm
         self.gate = ConvNorm(in_channels, expanded_channels, kernel_size, stride, norm=inner)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Expand twice, multiply, project."""
-        y = self.project(self.expand(x) * self.gate(x))
-        return x + self.drop_path(y) if self.has_skip else y
+    def expanded(self, x: Tensor) -> Tensor:
+        """The product of both branches."""
+        return self.expand(x) * self.gate(x)
 
 
 class Pool(nn.Module):
