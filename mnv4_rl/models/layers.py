@@ -46,7 +46,7 @@ def group_size(channels: int, usual: int = 8) -> int:
     would normalise every value to zero.
     """
     best = channels
-    for n in range(min(4, channels), channels):
+    for n in range(min(4, channels), channels + 1):  # the larger of two as near comes later
         if channels % n == 0 and abs(n - usual) <= abs(best - usual):
             best = n
     return best
