@@ -3,7 +3,7 @@
 python experiments/benchmark_gpu.py --budget-seconds 540 --device cuda
 
 The most important comes first, every part in a process of its own that is ended when its time is over, and every CSV is
-whole after each row: a run that is killed leaves what it measured. It has not run on a GPU yet.
+whole after each row: a run that is killed leaves what it measured.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from torch.profiler import profile
 
 from agents.dqn import DQNHyperparameters, build_dqn
-from agents.ppo import PPOHyperparameters, build_ppo
+from agents.ppo import PRESETS, PPOHyperparameters, build_ppo
 from agents.runs.callbacks import EnvTimer, recent_score
 from agents.runs.config import check_device
 from experiments.benchmarking import encoders, training
@@ -106,13 +107,16 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 def run_ppo(part: Part) -> None:
     """PPO on Pong: ours at its best, stock SB3, then ours in every other way."""
-    for number, row in enumerate(ppo_rows(part)):
-        if part.is_over:
-            return
-        part.try_to(row, measure_ppo)
-        if number == 0:
-            stock = GPURow(part=part.name, model=training.REFERENCE, task="ppo", loop="sb3", n_envs=8, batch=256)
-            part.try_to(stock, measure_stock)
+    with ExitStack() as stack:
+        # ALE takes a fifth of a second to start an emulator, one after the other: each number is started once.
+        games = cache(lambda n_envs: stack.enter_context(closing(pong(n_envs))))
+        for number, row in enumerate(ppo_rows(part)):
+            if part.is_over:
+                return
+            part.try_to(row, partial(measure_ppo, games))
+            if number == 0:
+                stock = GPURow(part=part.name, model=training.REFERENCE, task="ppo", loop="sb3", n_envs=8, batch=256)
+                part.try_to(stock, measure_stock)
 
 
 def ppo_rows(part: Part) -> list[GPURow]:
@@ -166,18 +170,19 @@ def measure_stock(row: GPURow, part: Part) -> GPURow:
         return measure_agent(training.build_sb3_agent(env, GROWING[0].encoder, task), env, rollout, row, part)
 
 
-def measure_ppo(row: GPURow, part: Part) -> GPURow:
+def measure_ppo(games: Callable[[int], EnvTimer], row: GPURow, part: Part) -> GPURow:
     """Our PPO, rollout after rollout."""
     assert row.n_envs is not None and row.batch is not None
-    with closing(pong(row.n_envs)) as env:
-        agent = build_our_ppo(row, env, part)
-        measured = measure_agent(agent, env, row.n_envs * part.sizes.n_steps, row, part)
-        if not part.rows:  # the first is the most important
-            try:
-                write_profile(agent, row.n_envs * part.sizes.n_steps, part)
-            except Exception as error:  # a profiler that this machine does not have costs no number
-                return replace(measured, note=f"no profile: {type(error).__name__}")
-        return measured
+    env, rollout = games(row.n_envs), row.n_envs * part.sizes.n_steps
+    h = PPOHyperparameters(n_steps=part.sizes.n_steps, n_epochs=3, batch_size=row.batch)
+    agent = build_our_ppo(row, env, h, part)
+    measured = measure_agent(agent, env, rollout, row, part)
+    if not part.rows:  # the first is the most important
+        try:
+            write_profile(agent, rollout, part)
+        except Exception as error:  # a profiler that this machine does not have costs no number
+            return replace(measured, note=f"no profile: {type(error).__name__}")
+    return measured
 
 
 def write_profile(agent: BaseAlgorithm, rollout: int, part: Part) -> None:
@@ -191,26 +196,11 @@ def write_profile(agent: BaseAlgorithm, rollout: int, part: Part) -> None:
     write_file(part.csv.with_name("profile.txt"), "\n".join(tables).encode())
 
 
-def build_our_ppo(row: GPURow, env: EnvTimer, part: Part) -> BaseAlgorithm:
-    """PPO with the settings of a row; rates and clipping as others have them for many environments."""
-    assert row.batch is not None
-    h = PPOHyperparameters(
-        n_steps=part.sizes.n_steps,
-        n_epochs=3,
-        batch_size=row.batch,
-        learning_rate=1e-3,
-        clip_range=0.2,
-        schedule_timesteps=HORIZON,
-    )
-    agent = build_ppo(
-        env,
-        row.model,
-        total_timesteps=HORIZON,
-        hyperparameters=h,
-        seed=0,
-        device=part.device,
-        loop=row.loop,  # type: ignore[arg-type]
-    )
+def build_our_ppo(row: GPURow, env: EnvTimer, h: PPOHyperparameters, part: Part) -> BaseAlgorithm:
+    """PPO with the encoder, numbers and loop of a row."""
+    loop: Any = row.loop
+    # No seed: emulators that are seeded load their game again, as slowly as at their start.
+    agent = build_ppo(env, row.model, total_timesteps=HORIZON, hyperparameters=h, device=part.device, loop=loop)
     prepare(agent, row)
     return agent
 
@@ -309,11 +299,14 @@ class Watch(BaseCallback):
 
 
 def run_pong(part: Part, best: GPURow) -> None:
-    """Learn Pong with the fastest setting until it is solved or the time is spent."""
+    """Learn Pong with the fastest setting until it is solved or the time is spent; updates as rl-zoo has them."""
     assert best.n_envs is not None
-    row = replace(best, part=part.name, task="learn Pong", env_fraction=None, learner_fraction=None)
+    collected = best.n_envs * part.sizes.n_steps
+    h = replace(PRESETS["atari"], n_steps=part.sizes.n_steps, schedule_timesteps=HORIZON)
+    h = replace(h, batch_size=min(h.batch_size, collected))
+    row = replace(best, part=part.name, task="learn Pong", batch=h.batch_size, env_fraction=None, learner_fraction=None)
     with closing(pong(best.n_envs)) as env:
-        build_our_ppo(row, env, part).learn(part.sizes.pong_timesteps, callback=Watch(part, row))
+        build_our_ppo(row, env, h, part).learn(part.sizes.pong_timesteps, callback=Watch(part, row))
 
 
 def default_setting(sizes: Sizes) -> GPURow:
