@@ -58,10 +58,10 @@ test-zoo:  ## rl-zoo's train, enjoy and -optimize with our policies, in an envir
 	$(ZOO_VENV)/bin/python -m pip install --quiet -c constraints.txt . pytest rl_zoo3==2.9.2 requests pandas opencv-python-headless
 	$(ZOO_VENV)/bin/python -m pytest --noconftest -q tests/zoo/zoo_checks.py
 
-test-ray:  ## Races and searches on a simulated Ray cluster, and RLlib, in an environment of its own
+test-ray:  ## Races and searches on a simulated Ray cluster, and RLlib, in an environment of its own (12 minutes)
 	$(PYTHON) -m venv $(RAY_VENV)
-	$(RAY_VENV)/bin/python -m pip install --quiet -c constraints-rllib.txt -e ".[tune,rllib]" -r requirements.txt pytest
-	$(RAY_VENV)/bin/python -m pytest --noconftest -q -s tests/scale/race_checks.py tests/scale/search_checks.py tests/scale/rllib_checks.py
+	$(RAY_VENV)/bin/python -m pip install --quiet -c constraints-rllib.txt -e ".[tune,rllib]" -r requirements.txt pytest pytest-xdist
+	$(RAY_VENV)/bin/python -m pytest --noconftest -q -rP -n 2 --dist loadfile tests/scale/*_checks.py
 
 fuzz: $(STAMP)  ## Spoil files of every kind for FUZZ_SECONDS=60 a test, or as long as you like
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz

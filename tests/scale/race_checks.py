@@ -5,11 +5,9 @@ Not collected by the other targets, whose environment has no Ray.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -162,20 +160,3 @@ def test_a_run_that_fits_on_no_machine_is_one_line(tmp_path):
     driver = start("race.py", *flags(tmp_path, "r"), "--engine", "ray", "--gpus-per-run", "99")
     printed, _ = driver.communicate(timeout=300)
     assert driver.returncode == 2 and "\nerror: No machine" in printed and "99 GPU" in printed, printed
-
-
-def test_the_same_race_on_one_two_and_four_nodes(tmp_path, capsys):
-    """All nodes share this machine's cores, so this shows what the engine costs, not what more machines bring."""
-    seconds, curves = {}, {}
-    for n_nodes in (1, 2, 4):
-        folder = tmp_path / str(n_nodes)
-        with cluster(n_nodes) as nodes:
-            started = time.monotonic()
-            flagged = flags(folder, "r", GAMES[1:2], (0, 1), 1024)
-            finish(start("race.py", *flagged, "--engine", "ray", "--address", nodes.address))
-            seconds[n_nodes] = time.monotonic() - started
-        curves[n_nodes] = [games(run) for run in sorted((folder / "races" / "r").glob("*/"))]
-    assert curves[1] == curves[2] == curves[4] and len(curves[1]) == 4
-    with capsys.disabled():
-        print("\n4 runs of 1,024 timesteps:", *(f"{n} nodes {wall:.0f} s" for n, wall in seconds.items()), sep="  ")
-    shutil.rmtree(tmp_path)
