@@ -1,4 +1,4 @@
-"""Clone a published agent: how soon an encoder finds out what a good policy depends on, without exploration's luck.
+"""Clone a trained agent: how soon an encoder finds out what a good policy depends on, without exploration's luck.
 
 An encoder gets the states that the agent met, what the agent did in each and what it was worth, and learns both with
 PPO's own step sizes. It takes seconds where a race takes an hour, and tells encoders apart that one seed of a race does
@@ -8,7 +8,7 @@ not. It says nothing about exploration, or about updates that overshoot.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,23 +19,25 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.ppo import PPOHyperparameters, build_ppo
+from agents.ppo import PRESETS, PPOHyperparameters, build_ppo
 from agents.runs.folder import KEPT_AGENT
 from experiments.cli.results import AGENTS
 from mnv4_rl.agent_files import load_agent
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.games import family_of, resolve_game
+from mnv4_rl.procgen import make_procgen_env
 
 N_ENVS, N_TEST_ENVS = 16, 3
 TIMESTEPS, EVERY = 2_400, 3  # agent timesteps a game, every third of which is kept: neighbours look alike
 UPDATES = 160
-PPO_DEFAULTS = PPOHyperparameters()
+BATCH = PPOHyperparameters().batch_size  # on Procgen too, whose own would see every state many times
 
 
 class Play(NamedTuple):
     """States an agent met.
 
     Attributes:
-        observations: (N, 4, 84, 84) uint8.
+        observations: (N, C, H, W) uint8.
         probabilities: (N, n_actions) float32, its policy.
         values: (N,) float32, its value of each state; mean 0 and standard deviation 1 over all play.
     """
@@ -79,18 +81,33 @@ def published_agent(game: str, agents_dir: Path = AGENTS) -> Path:
     return folders[0]
 
 
+def make_games(game: str, n_envs: int, seed: int) -> VecEnv:
+    """Environments of a game of any kind, by a name that :func:`mnv4_rl.games.resolve_game` gave.
+
+    Procgen's draw from all levels there are, so no two of them meet the same one.
+    """
+    if family_of(game) == "procgen":
+        return make_procgen_env(game, n_envs, seed)
+    return make_atari_env(game, n_envs, seed)
+
+
 def record(game: str, agent: Path, seed: int, timesteps: int = TIMESTEPS) -> Lesson:
     """Let an agent play; the last environments' games are for the test.
 
     Args:
-        game: Rom id.
+        game: Any common spelling.
         agent: Folder that :func:`mnv4_rl.save_agent` wrote.
         seed: Seed of games and actions.
         timesteps: Agent timesteps in each environment.
+
+    Raises:
+        ValueError: If the agent sees other images than the game shows.
     """
-    model = load_agent(agent, device="cpu")
-    env = make_atari_env(game, N_ENVS, seed)
+    game, model = resolve_game(game), load_agent(agent, device="cpu")
+    env = make_games(game, N_ENVS, seed)
     try:
+        if (found := model.observation_space) != env.observation_space:
+            raise ValueError(f"{agent} sees {found}, {game} shows {env.observation_space}; name the agent's own game.")
         steps = list(_play(model.policy, env, timesteps, th.Generator().manual_seed(seed)))
     finally:
         env.close()
@@ -121,10 +138,11 @@ def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Le
         seed: Seed of the weights and of the batches.
         updates: Steps of Adam.
     """
-    policy, train, h = _fresh_policy(encoder, lesson.game, seed), lesson.train, PPO_DEFAULTS
+    h, train = PRESETS[family_of(lesson.game)], lesson.train
+    policy = _fresh_policy(encoder, lesson.game, h, seed)
     generator = np.random.default_rng(seed)
     for _ in range(updates):
-        chosen = th.as_tensor(generator.integers(len(train.values), size=h.batch_size))
+        chosen = th.as_tensor(generator.integers(len(train.values), size=BATCH))
         logits, values = _outputs(policy, train.observations[chosen])
         value_loss = F.mse_loss(values, train.values[chosen])
         loss = F.cross_entropy(logits, train.probabilities[chosen]) + h.vf_coef * value_loss
@@ -135,10 +153,11 @@ def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Le
     return examine(policy, lesson)
 
 
-def _fresh_policy(encoder: str, game: str, seed: int) -> ActorCriticPolicy:
-    env = make_atari_env(game, 1, seed)
+def _fresh_policy(encoder: str, game: str, h: PPOHyperparameters, seed: int) -> ActorCriticPolicy:
+    env = make_games(game, 1, seed)
+    h = replace(h, batch_size=min(h.batch_size, h.n_steps))  # one environment's rollout; SB3 warns of larger ones
     try:
-        return build_ppo(env, encoder, total_timesteps=1, seed=seed, device="cpu").policy
+        return build_ppo(env, encoder, total_timesteps=1, hyperparameters=h, seed=seed, device="cpu").policy
     finally:
         env.close()
 
@@ -153,7 +172,7 @@ def _outputs(policy: ActorCriticPolicy, observations: Tensor) -> tuple[Tensor, T
 def examine(policy: ActorCriticPolicy, lesson: Lesson) -> Learnt:
     """What a policy explains of the agent's play on the test games."""
     test, mean = lesson.test, lesson.train.probabilities.mean(0)
-    outputs = [_outputs(policy, batch) for batch in test.observations.split(PPO_DEFAULTS.batch_size)]
+    outputs = [_outputs(policy, batch) for batch in test.observations.split(BATCH)]
     logits, values = (th.cat(column) for column in zip(*outputs, strict=True))
     divergence = _divergence(test.probabilities, logits.log_softmax(1))
     error = (values - test.values).square().mean() / (lesson.train.values.mean() - test.values).square().mean()

@@ -1,0 +1,148 @@
+"""Compare encoders in minutes: each copies a trained agent, and is examined on games that it has not seen.
+
+python experiments/copy_agent.py --game breakout --encoders nature rl_s --seeds 0 1 2
+python experiments/copy_agent.py --game procgen/starpilot --agent runs/mine/checkpoints/002000000 --encoders nature rl_s
+
+An encoder that copies soon found out soon what a good policy depends on, which is half of learning by reward; it says
+nothing of exploration. On StarPilot it ranked encoders as PPO did. See docs/search.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.encoders import policy_kwargs
+from agents.runs.config import SEED
+from experiments.benchmarking.measuring import machine
+from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.cli.results import markdown_table, read_csv, shown
+from experiments.study.cloning import EVERY, Lesson, clone, published_agent, record
+from mnv4_rl.checks import Interval, check_range, check_ranges
+from mnv4_rl.games import resolve_game
+from mnv4_rl.performance import THREADS, tune
+from mnv4_rl.safe_files import make_folder, write_csv
+
+KEY = ("encoder", "seed", "updates", "timesteps", "agent")
+_RANGES = {"updates": Interval(1, 10**6), "timesteps": Interval(2 * EVERY, 10**6), "threads": THREADS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyConfig:
+    """Let encoders copy a trained agent, a minute each, and say how much of it they learnt."""
+
+    game: str = "pong"
+    """The agent's game: any of ALE's, or of Procgen's, such as procgen/starpilot."""
+    agent: Path | None = None
+    """Folder of the agent: a checkpoint, or what save_agent wrote; the game's published agent by default."""
+    encoders: tuple[str, ...] = ("nature", "rl_s")
+    """nature, impala, impoola, or names of mnv4_rl.list_models()."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of weights and batches; the play that is copied is the same for all."""
+    updates: int = 250
+    """Steps of Adam, of 256 states each."""
+    timesteps: int = 3_000
+    """Agent timesteps that it plays in each of 16 environments; every third is kept, and three environments are for
+    the examination."""
+    threads: int = 1
+    """CPU threads."""
+    results_dir: Path = Path("runs/copies")
+    """Folder for the CSV; rows that it holds of other encoders, seeds and agents stay."""
+
+    @property
+    def csv(self) -> Path:
+        """Where the rows go."""
+        return self.results_dir / f"copies_{resolve_game(self.game).replace('/', '_')}.csv"
+
+    def check(self) -> None:
+        """Refuse flags that cannot work, before an agent plays for minutes.
+
+        Raises:
+            ValueError: Naming the flag, what came and what is allowed.
+        """
+        check_ranges(self, _RANGES)
+        resolve_game(self.game)
+        for seed in self.seeds:
+            check_range("seeds", seed, SEED)
+        for encoder in self.encoders:
+            policy_kwargs(encoder)
+        if not self.encoders or not self.seeds:
+            raise ValueError("encoders and seeds must name at least one each.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Copy what is missing, and show everything the CSV holds of this agent."""
+    config = parse(CopyConfig, args)
+    with user_errors():
+        config.check()
+        agent = config.agent or published_agent(resolve_game(config.game))
+        make_folder(config.results_dir)
+        tune(config.threads)
+        rows = read_csv(config.csv) if config.csv.is_file() else []
+    try:
+        with user_errors():
+            copy_missing(config, agent, rows)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on")
+        sys.exit(INTERRUPTED_CODE)
+    print(table([row for row in rows if row["agent"] == name_of(agent)]))
+    print(f"rows         {shown(config.csv)}")
+
+
+def name_of(agent: Path) -> str:
+    """The last two folders of an agent's path: what it was trained on, and when."""
+    return "/".join(agent.absolute().parts[-2:])
+
+
+def copy_missing(config: CopyConfig, agent: Path, rows: list[dict[str, str]]) -> None:
+    """Add a row for every encoder and seed that has none of these numbers; the CSV is whole after each."""
+    there = {tuple(row[name] for name in KEY) for row in rows}
+    cells = [(encoder, seed) for seed, encoder in product(config.seeds, config.encoders)]
+    keys = {cell: (*map(str, (*cell, config.updates, config.timesteps)), name_of(agent)) for cell in cells}
+    missing = [cell for cell in cells if keys[cell] not in there]
+    if not missing:
+        return
+    print(f"{name_of(agent)} plays {config.timesteps:,} timesteps ...", flush=True)
+    lesson = record(config.game, agent, 0, config.timesteps)
+    comments = [f"{key}: {value}" for key, value in machine().items()]
+    for encoder, seed in (bar := tqdm(missing, unit="copy", dynamic_ncols=True)):
+        bar.set_postfix_str(encoder)
+        rows.append(dict(zip(KEY, keys[encoder, seed], strict=True)) | copied(encoder, seed, config.updates, lesson))
+        write_csv(config.csv, rows, comments=comments)
+
+
+def copied(encoder: str, seed: int, updates: int, lesson: Lesson) -> dict[str, str]:
+    """What one encoder learnt, and at what cost."""
+    before = time.process_time()
+    learnt = clone(encoder, lesson, seed, updates)
+    seconds = time.process_time() - before
+    return {"policy": f"{learnt.policy:.3f}", "value": f"{learnt.value:.3f}", "cpu_seconds": f"{seconds:.1f}"}
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A line an encoder, means over seeds, the best first; the range of the seeds behind the policy."""
+    lines = []
+    for name in dict.fromkeys(row["encoder"] for row in rows):
+        policy, value, seconds = (
+            np.array([float(row[column]) for row in rows if row["encoder"] == name])
+            for column in ("policy", "value", "cpu_seconds")
+        )
+        spread = f"{policy.min():.2f} to {policy.max():.2f}"
+        lines.append((policy.mean(), [name, f"{policy.mean():.2f}", spread, f"{value.mean():.2f}", str(len(policy)),
+                                      f"{seconds.mean():.0f}"]))  # fmt: skip
+    lines.sort(key=lambda line: -line[0])
+    headings = ["encoder", "policy copied", "seeds", "value copied", "n", "CPU seconds"]
+    return markdown_table(headings, [line for _, line in lines])
+
+
+if __name__ == "__main__":
+    main()
