@@ -1,6 +1,6 @@
 """Where the search looks: every choice about an encoder and its options as data, and the row that picked options make.
 
-``rl_s`` is one point of it. A width of 16 means maps of 16, 32 and 48 channels, as there.
+``rl_s``, ``rl_s2`` and ``rl_m2`` are points of it. A width of 16 means maps of 16, 32 and 48 channels, as in ``rl_s``.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ SPACE: dict[str, dict[str, Any]] = {
         "patch4_relu": {"kernel_size": 4, "stride": 4},
         "overlap8": {"kernel_size": 8, "stride": 4, "activation": False},
         "conv3": {"kernel_size": 3, "stride": 2},
+        "conv3_max": {"kernel_size": 3, "stride": 2, "activation": False},  # and a max pool
     },
     "width": {"16": 16, "24": 24, "32": 32},
     "expansion": {"narrow": (1, 4 / 3, 2), "wide": (2, 2, 3)},  # of first, second and last blocks
     "first": _STRIDED,
     "first_residual": {"none": None, "fused": None, "ib3": _UIB_KERNELS["ib3"], "convnext3": _UIB_KERNELS["convnext3"]},
-    "second": _STRIDED,
+    "second": {**_STRIDED, "none": None},
     "last": _UIB_KERNELS,
     "n_last": {"0": 0, "1": 1, "2": 2, "3": 3},
     "attention": {"none": None, "se": None, "mqa": None},
@@ -60,7 +61,7 @@ SPACE: dict[str, dict[str, Any]] = {
         "plain": StartSpec(skip_gain=0.5),
         "moving": StartSpec(skip_gain=0.5, static_gain=0.3, weight_rms=0.06),
     },
-    "grid": {"6": 6, "4": 4, "3": 3, "2": 2, "1": 1},
+    "grid": {"12": 12, "6": 6, "4": 4, "3": 3, "2": 2, "1": 1},
     "squeeze": {"0": 0, "16": 16, "32": 32},
     "head_norm": {"layer": "layer", "none": "none"},
     "features": {
@@ -86,6 +87,10 @@ RL_S_CHOICES = {
     "head_norm": "layer",
     "features": "small",
 }
+RL_S2_CHOICES = {
+    **RL_S_CHOICES, "stem": "conv3_max", "first_residual": "fused", "second": "none", "n_last": "0", "grid": "12"
+}  # fmt: skip
+RL_M2_CHOICES = {**RL_S2_CHOICES, "first": "fused_max"}
 
 
 def pick(choose: Callable[[str, Sequence[str]], str]) -> dict[str, str]:
@@ -114,9 +119,11 @@ def spec_of(picked: Mapping[str, str]) -> NetworkSpec:
     early = _blocks(picked["first"], value["first"], middle, first, 2)
     if picked["first_residual"] != "none":
         early += _blocks(picked["first_residual"], value["first_residual"], middle, first, 1)
+    strided = [] if picked["second"] == "none" else _blocks(picked["second"], value["second"], final, second, 2)
     late = _blocks(picked["last"], value["last"], final, last, 1) * value["n_last"]
     late += _attention(picked["attention"], final)
-    stages = (tuple(early), tuple(_blocks(picked["second"], value["second"], final, second, 2)), tuple(late))
+    pooled = (PoolSpec(),) if picked["stem"] == "conv3_max" else ()
+    stages = (pooled, tuple(early), tuple(strided), tuple(late))
     return replace(
         RL_S,
         name=f"search_{hashlib.sha256(repr(sorted(picked.items())).encode()).hexdigest()[:8]}",

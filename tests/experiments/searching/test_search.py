@@ -82,12 +82,12 @@ def test_rungs_end_those_that_fall_behind_and_score_all_games(study):
 
 def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, tmp_path):
     made_up.clear()
-    run_search(config(tmp_path, n_candidates=2))
-    goes_on = run_search(config(tmp_path, n_candidates=4))  # its sampler proposes the same two again
+    run_search(config(tmp_path, n_candidates=2, budget=2))
+    goes_on = run_search(config(tmp_path, n_candidates=4, budget=2))  # its sampler proposes the same two again
     assert len(goes_on.trials) == 4 and len({trial.user_attrs["candidate"] for trial in goes_on.trials}) == 2
     assert made_up and len(made_up) == len(set(made_up))
     before = len(made_up)
-    run_search(config(tmp_path, n_candidates=4))
+    run_search(config(tmp_path, n_candidates=4, budget=2))
     assert len(made_up) == before
 
 

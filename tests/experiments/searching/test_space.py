@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.searching.space import RL_S_CHOICES, SPACE, pick, spec_of
+from experiments.searching.space import RL_M2_CHOICES, RL_S2_CHOICES, RL_S_CHOICES, SPACE, pick, spec_of
 from mnv4_rl.models.network import build
 from mnv4_rl.models.registry import get_spec
 
@@ -12,6 +12,14 @@ from mnv4_rl.models.registry import get_spec
 def test_rl_s_is_a_point_of_the_space():
     assert replace(spec_of(RL_S_CHOICES), name="rl_s") == get_spec("rl_s")
     assert pick(lambda name, _: RL_S_CHOICES[name]) == RL_S_CHOICES
+
+
+@pytest.mark.parametrize(("name", "choices"), [("rl_s2", RL_S2_CHOICES), ("rl_m2", RL_M2_CHOICES)])
+def test_the_later_rows_are_points_of_it_too(name, choices):
+    """But for the borders of the stages, which are names alone."""
+    found, row = spec_of(choices), get_spec(name)
+    assert list(found.blocks()) == list(row.blocks())
+    assert replace(found, name=name, stages=row.stages) == row
 
 
 @given(st.data())
