@@ -27,7 +27,7 @@ from mnv4_rl.rollout import DeviceRolloutBuffer
 from tests.mnv4_rl.replay_streams import assert_same_samples
 from tests.tiny_env import ActionsAsImage, same, tiny_env
 
-ENCODERS = ("rl_s", "rl_m", "nature", "impala")
+ENCODERS = ("rl_s", "rl_m", "rl_m2", "nature", "impala")
 SPACE = ActionsAsImage.observation_space
 PPO = PPOHyperparameters(n_steps=8, n_epochs=2, batch_size=8)
 # Where PPO is trained, and by which loop of ours.

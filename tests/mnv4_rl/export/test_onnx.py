@@ -117,7 +117,7 @@ def test_every_algorithm_space_and_encoder(algorithm, kwargs, quantize, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["rl_s", "rl_m"])
+@pytest.mark.parametrize("variant", ["rl_s", "rl_m", "rl_m2"])
 def test_whole_maps_are_never_averaged_by_an_unknown_operator(variant, tmp_path):
     """Maps larger than the grid, of sizes it does not divide."""
     to_onnx(agent(PPO, shape=(4, 120, 160), variant=variant), tmp_path / "agent.onnx")
