@@ -4,7 +4,7 @@ python experiments/copy_agent.py --game breakout --encoders nature rl_s --seeds 
 python experiments/copy_agent.py --game procgen/starpilot --agent runs/mine/checkpoints/002000000 --encoders nature rl_s
 
 An encoder that copies soon found out soon what a good policy depends on, which is half of learning by reward; it says
-nothing of exploration. On StarPilot it ranked encoders as PPO did. See docs/search.md.
+nothing of exploration. See docs/search.md.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_csv
 
 KEY = ("encoder", "seed", "updates", "timesteps", "agent")
+MEASURED = ("policy", "value", "cpu_seconds")
 _RANGES = {"updates": Interval(1, 10**6), "timesteps": Interval(2 * EVERY, 10**6), "threads": THREADS}
 
 
@@ -80,7 +81,7 @@ class CopyConfig:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Copy what is missing, and show everything the CSV holds of this agent."""
+    """Copy what is missing, and show everything that the CSV holds of this agent, as long taught."""
     config = parse(CopyConfig, args)
     with user_errors():
         config.check()
@@ -94,7 +95,8 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on")
         sys.exit(INTERRUPTED_CODE)
-    print(table([row for row in rows if row["agent"] == name_of(agent)]))
+    same = {"agent": name_of(agent), "updates": str(config.updates), "timesteps": str(config.timesteps)}
+    print(table([row for row in rows if same.items() <= row.items()]))
     print(f"rows         {shown(config.csv)}")
 
 
@@ -125,23 +127,21 @@ def copied(encoder: str, seed: int, updates: int, lesson: Lesson) -> dict[str, s
     before = time.process_time()
     learnt = clone(encoder, lesson, seed, updates)
     seconds = time.process_time() - before
-    return {"policy": f"{learnt.policy:.3f}", "value": f"{learnt.value:.3f}", "cpu_seconds": f"{seconds:.1f}"}
+    return dict(zip(MEASURED, (f"{number:.3f}" for number in (*learnt, seconds)), strict=True))
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A line an encoder, means over seeds, the best first; the range of the seeds behind the policy."""
+    """A line an encoder, the one that copied most first."""
+    names = dict.fromkeys(row["encoder"] for row in rows)
+    found = {
+        name: np.array([[float(row[c]) for c in MEASURED] for row in rows if row["encoder"] == name]) for name in names
+    }
     lines = []
-    for name in dict.fromkeys(row["encoder"] for row in rows):
-        policy, value, seconds = (
-            np.array([float(row[column]) for row in rows if row["encoder"] == name])
-            for column in ("policy", "value", "cpu_seconds")
-        )
-        spread = f"{policy.min():.2f} to {policy.max():.2f}"
-        lines.append((policy.mean(), [name, f"{policy.mean():.2f}", spread, f"{value.mean():.2f}", str(len(policy)),
-                                      f"{seconds.mean():.0f}"]))  # fmt: skip
-    lines.sort(key=lambda line: -line[0])
-    headings = ["encoder", "policy copied", "seeds", "value copied", "n", "CPU seconds"]
-    return markdown_table(headings, [line for _, line in lines])
+    for name in sorted(names, key=lambda name: -found[name][:, 0].mean()):
+        (policy, value, seconds), of_seeds = found[name].mean(0), found[name][:, 0]
+        spread = f"{of_seeds.min():.2f} to {of_seeds.max():.2f}"
+        lines.append([name, f"{policy:.2f}", spread, f"{value:.2f}", str(len(of_seeds)), f"{seconds:.0f}"])
+    return markdown_table(["encoder", "policy copied", "seeds", "value copied", "runs", "CPU seconds"], lines)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ RL_S2 = replace(
             FusedIBSpec(out_channels=32, expanded_channels=32, stride=1),
         ),
     ),
-    head=replace(RL_S.head, grid=12),
+    head=GridHeadSpec(grid=12, activation="silu", gain=0.1, constant_share=0.25),  # rl_s's, on the whole map
 )
 # One more look at the map of a quarter, and its pool is a max pool too.
 RL_M2 = replace(

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from agents.ppo import PRESETS, build_ppo
+from agents.ppo import PPOHyperparameters, build_ppo
 from experiments import copy_agent
 from experiments.study.cloning import make_games, record
 from mnv4_rl.agent_files import save_agent
@@ -16,7 +16,9 @@ TINY = ["--updates", "1", "--timesteps", "6"]
 def agent_of(game, folder):
     env = make_games(game, 1, 0)
     try:
-        model = build_ppo(env, "nature", total_timesteps=1, hyperparameters=PRESETS["atari"], seed=0, device="cpu")
+        model = build_ppo(
+            env, "nature", total_timesteps=1, hyperparameters=PPOHyperparameters(batch_size=128), seed=0, device="cpu"
+        )
     finally:
         env.close()
     save_agent(model, folder, optimizer=False)
