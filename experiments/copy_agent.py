@@ -86,7 +86,6 @@ def main(args: list[str] | None = None) -> None:
     with user_errors():
         config.check()
         agent = config.agent or published_agent(resolve_game(config.game))
-        make_folder(config.results_dir)
         tune(config.threads)
         rows = read_csv(config.csv) if config.csv.is_file() else []
     try:
@@ -116,6 +115,7 @@ def copy_missing(config: CopyConfig, agent: Path, rows: list[dict[str, str]]) ->
     print(f"{name_of(agent)} plays {config.timesteps:,} timesteps ...", flush=True)
     lesson = record(config.game, agent, 0, config.timesteps)
     comments = [f"{key}: {value}" for key, value in machine().items()]
+    make_folder(config.results_dir)
     for encoder, seed in (bar := tqdm(missing, unit="copy", dynamic_ncols=True)):
         bar.set_postfix_str(encoder)
         rows.append(dict(zip(KEY, keys[encoder, seed], strict=True)) | copied(encoder, seed, config.updates, lesson))

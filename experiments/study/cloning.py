@@ -84,7 +84,7 @@ def published_agent(game: str, agents_dir: Path = AGENTS) -> Path:
 def make_games(game: str, n_envs: int, seed: int) -> VecEnv:
     """Environments of a game of any kind, by a name that :func:`mnv4_rl.games.resolve_game` gave.
 
-    Procgen's draw from all levels there are, so no two of them meet the same one.
+    Procgen's draw from all levels there are, so hardly any is met twice.
     """
     if family_of(game) == "procgen":
         return make_procgen_env(game, n_envs, seed)

@@ -63,24 +63,3 @@ def test_procgens_agents_are_copied_too(tmp_path):
 def test_an_agent_of_another_game_is_told(pong_agent):
     with pytest.raises(ValueError, match="name the agent's own game"):
         record("procgen/starpilot", pong_agent, 0, 6)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--game", "pongg"], "pong"),
-        (["--encoders", "natur"], "nature"),
-        (["--updates", "0"], "updates"),
-        (["--timesteps", "2"], "timesteps"),
-        (["--seeds", "-1"], "seeds"),
-        (["--game", "qbert"], "has no agent of qbert"),
-        (["--agent", "nowhere"], "nowhere"),
-    ],
-)
-def test_wrong_flags_are_one_line(flags, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        copy_agent.main(["--results-dir", str(tmp_path), *flags])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
-    assert not list(tmp_path.iterdir())

@@ -91,7 +91,7 @@ def test_layers_are_plain(variant):
     folded = fold(agent(PPO, variant=variant))
     leaves = [module for module in folded.modules() if not list(module.children())]
     ours = {type(leaf).__name__ for leaf in leaves if type(leaf).__module__.startswith("mnv4_rl")}
-    assert ours <= {"ReadImage", "ToGrid", "Largest"}
+    assert ours <= {"ReadImage", "ToGrid", "Largest", "Pool"}
     plain = (nn.Conv2d, nn.Linear, nn.LayerNorm)
     assert {type(leaf) for leaf in leaves if list(leaf.parameters())} <= set(plain)
 
