@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from agents.encoders import policy_kwargs
 from agents.runs.config import SEED
+from agents.runs.folder import CHECKPOINTS
 from experiments.benchmarking.measuring import machine
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
-from experiments.cli.results import markdown_table, read_csv, shown
+from experiments.cli.results import check_cells, markdown_table, read_csv, shown
 from experiments.study.cloning import EVERY, Lesson, clone, published_agent, record
 from mnv4_rl.checks import Interval, check_range, check_ranges
 from mnv4_rl.games import resolve_game
@@ -76,8 +77,7 @@ class CopyConfig:
             check_range("seeds", seed, SEED)
         for encoder in self.encoders:
             policy_kwargs(encoder)
-        if not self.encoders or not self.seeds:
-            raise ValueError("encoders and seeds must name at least one each.")
+        check_cells(encoders=self.encoders, seeds=self.seeds)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -100,8 +100,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def name_of(agent: Path) -> str:
-    """The last two folders of an agent's path: what it was trained on, and when."""
-    return "/".join(agent.absolute().parts[-2:])
+    """The end of an agent's path, from its run's folder on: other runs have checkpoints of as many timesteps."""
+    parts = agent.absolute().parts
+    return "/".join(parts[-3:] if parts[-2:-1] == (CHECKPOINTS,) else parts[-2:])
 
 
 def copy_missing(config: CopyConfig, agent: Path, rows: list[dict[str, str]]) -> None:

@@ -34,6 +34,17 @@ def check_file_name(name: str) -> None:
         raise ValueError(f"name must be usable as a file name, got {name!r}.")
 
 
+def check_cells(**names: Sequence[object]) -> None:
+    """Refuse an axis of a matrix that names nothing, or the same thing twice.
+
+    Raises:
+        ValueError: Naming the flag, and what it has.
+    """
+    for flag, values in names.items():
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"{flag} must name at least one and none twice, got {', '.join(map(str, values))!r}.")
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV, without its comment lines.
 

@@ -15,7 +15,7 @@ from agents.runs.checkpoints import newest_checkpoint
 from agents.runs.config import N_ENVS, SEED, TIMESTEPS, PPOConfig, ProcgenPPOConfig, check_device
 from agents.runs.folder import read_config
 from agents.runs.resuming import recorded_config
-from experiments.cli.results import RESULTS, ROOT, check_file_name
+from experiments.cli.results import RESULTS, ROOT, check_cells, check_file_name
 from experiments.engines.config import EngineConfig
 from experiments.racing.results import read_races, run_name
 from mnv4_rl.checks import Interval, check_range, check_ranges
@@ -177,9 +177,7 @@ def check_config(config: RaceConfig) -> None:
         raise ValueError(f"A race is on Atari or on Procgen, got {', '.join(games)}; start one for each.")
     for encoder in config.encoders:
         policy_kwargs(encoder)
-    for flag, values in (("encoders", config.encoders), ("games", games), ("seeds", config.seeds)):
-        if not values or len(set(values)) != len(values):
-            raise ValueError(f"{flag} must name at least one and none twice, got {', '.join(map(str, values))!r}.")
+    check_cells(encoders=config.encoders, games=games, seeds=config.seeds)
     check_file_name(config.name)
 
 

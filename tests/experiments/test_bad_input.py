@@ -134,6 +134,7 @@ MISTAKES = [
     Mistake(copy_agent, "--updates 0", "updates"),
     Mistake(copy_agent, "--timesteps 2", "timesteps"),
     Mistake(copy_agent, "--seeds -1", "seeds"),
+    Mistake(copy_agent, "--encoders nature nature", "none twice"),
     # games, encoders, devices
     Mistake(atari_ppo, f"{PPO} --game pongg", "Did you mean 'pong'"),
     Mistake(copy_agent, "--game pongg", "Did you mean 'pong'"),

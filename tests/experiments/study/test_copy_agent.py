@@ -1,6 +1,7 @@
 """The command that compares encoders by copying: every cell once, rows stay, both kinds of games, what is refused."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,11 @@ def test_every_cell_is_copied_once_and_rows_stay(pong_agent, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "plays" not in printed and printed.count("| `rl_s`") + printed.count("| rl_s") == 1
     assert rows_of(tmp_path) == rows
+
+
+def test_checkpoints_of_two_runs_are_two_agents():
+    names = {copy_agent.name_of(Path(f"/runs/{run}/checkpoints/002000000")) for run in ("mine", "yours")}
+    assert names == {"mine/checkpoints/002000000", "yours/checkpoints/002000000"}
 
 
 @needs_envpool
