@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.benchmarking.measuring import Row
 from experiments.cli.results import markdown_table, save_figure
@@ -86,7 +87,9 @@ def draw_encoders(axis: Axes, rows: Sequence[Row]) -> None:
     training = [row for row in rows if row.task == "forward+backward"] or rows
     bars(axis, training, lambda row: row.dtype, f"images a second (NatureCNN: 1), {training[0].task}")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}x")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_end_to_end(axis: Axes, rows: Sequence[Row]) -> None:
