@@ -301,10 +301,10 @@ class Watch(BaseCallback):
 def run_pong(part: Part, best: GPURow) -> None:
     """Learn Pong with the fastest setting until it is solved or the time is spent; updates as rl-zoo has them."""
     assert best.n_envs is not None
-    collected = best.n_envs * part.sizes.n_steps
-    h = replace(PRESETS["atari"], n_steps=part.sizes.n_steps, schedule_timesteps=HORIZON)
-    h = replace(h, batch_size=min(h.batch_size, collected))
-    row = replace(best, part=part.name, task="learn Pong", batch=h.batch_size, env_fraction=None, learner_fraction=None)
+    n_steps, zoo = part.sizes.n_steps, PRESETS["atari"]
+    batch = min(zoo.batch_size, best.n_envs * n_steps)
+    h = replace(zoo, n_steps=n_steps, batch_size=batch, schedule_timesteps=HORIZON)
+    row = replace(best, part=part.name, task="learn Pong", batch=batch, env_fraction=None, learner_fraction=None)
     with closing(pong(best.n_envs)) as env:
         build_our_ppo(row, env, h, part).learn(part.sizes.pong_timesteps, callback=Watch(part, row))
 

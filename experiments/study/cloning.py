@@ -30,7 +30,7 @@ from mnv4_rl.procgen import make_procgen_env
 N_ENVS, N_TEST_ENVS = 16, 3
 TIMESTEPS, EVERY = 2_400, 3  # agent timesteps a game, every third of which is kept: neighbours look alike
 UPDATES = 160
-BATCH = PPOHyperparameters().batch_size  # on Procgen too, whose own would see every state many times
+BATCH = PRESETS["atari"].batch_size  # on Procgen too, whose own would see every state many times
 
 
 class Play(NamedTuple):
