@@ -8,9 +8,9 @@ python experiments/export_agent.py experiments/results/agents/pong__ppo__rl_s__s
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -19,7 +19,6 @@ import numpy as np
 import tyro
 
 from agents.play.evaluate import Player, evaluate, own_randomness
-from agents.play.protocols import make_protocol_env
 from agents.runs.config import SEED
 from agents.runs.loading import TrainedRun, load_run
 from experiments.cli.command import parse, user_errors
@@ -28,7 +27,6 @@ from mnv4_rl.export import OnnxAgent, to_onnx
 from mnv4_rl.export.agreement import new_file
 from mnv4_rl.performance import THREADS, tune
 
-PROTOCOL = "sb3"
 N_ENVS = 6
 
 
@@ -54,11 +52,11 @@ class ExportConfig:
 
 def frames_of_play(run: TrainedRun, n_frames: int, seed: int) -> np.ndarray:
     """Observations that the agent meets, (n_frames, channels, H, W) uint8."""
-    env = make_protocol_env(run.model, run.game, PROTOCOL, N_ENVS, seed)
+    env = run.make_env(n_envs=N_ENVS, seed=seed)
     seen: list[np.ndarray] = []
     try:
         with own_randomness(run.model, seed):
-            observations = env.reset()
+            observations: Any = env.reset()
             while len(seen) * N_ENVS < n_frames:
                 seen.append(np.array(observations))  # the environment may fill the same memory again
                 observations, _, _, _ = env.step(run.model.predict(observations)[0])
@@ -72,7 +70,7 @@ def whole_games(run: TrainedRun, config: ExportConfig) -> str:
     players: dict[str, Player] = {"agent": run.model, "file": OnnxAgent(config.output)}
     lines = []
     for name, model in players.items():
-        env = make_protocol_env(run.model, run.game, PROTOCOL, min(N_ENVS, config.games), config.seed)
+        env = replace(run, model=model).make_env(n_envs=min(N_ENVS, config.games), seed=config.seed)
         try:
             evaluation = evaluate(model, env, config.games, seed=config.seed)
         finally:
@@ -95,7 +93,7 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(run.model, OnnxAgent):
             raise ValueError(f"{config.run} is exported already; name a run folder or a published agent.")
         frames = frames_of_play(run, config.frames, config.seed)
-        notes = {"game": run.game, "encoder": run.encoder}
+        notes = {"game": run.game, "mode": run.games.mode, "encoder": run.encoder}
         print(
             f"written      {to_onnx(run.model, config.output, config.quantize, frames=frames, notes=notes)}", flush=True
         )

@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,20 @@ import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.play.evaluate import Evaluation, evaluate
-from agents.play.protocols import make_protocol_env
-from agents.play.video import Mp4Writer, check_mp4, gif
+from agents.play.video import SMALL, Mp4Writer, check_mp4, gif
 from agents.runs.checkpoints import newest_checkpoint, timesteps_of
 from agents.runs.config import N_ENVS, SEED
 from agents.runs.evaluation_log import record_clip
+from agents.runs.families import FAMILIES
 from agents.runs.folder import KEPT_AGENT, read_config
+from agents.runs.loading import TrainedRun, games_of
 from experiments.cli.command import parse, user_errors
-from experiments.cli.results import AGENTS, ROOT, markdown_table, normalised_text, shown
+from experiments.cli.results import AGENTS, ROOT, SCALES, markdown_table, normalised_text, shown
 from experiments.racing.curves import label_of, provenance
 from mnv4_rl.agent_files import load_agent, save_agent
-from mnv4_rl.atari import make_atari_env
-from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.atari.options import PROTOCOLS
 from mnv4_rl.checks import check_positive, check_ranges
+from mnv4_rl.games import family_of
 from mnv4_rl.hub import front_matter
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_file
@@ -53,6 +53,10 @@ PROTOCOL = "sb3"
 FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
 CLIP_TIMESTEPS = 300  # 20 seconds of play
 CLIP_BYTES = 1_000_000
+_RULES = {  # family -> what is played
+    "atari": "{game} (ALE), no sticky actions, the game's own actions",
+    "procgen": "{game} (Procgen), all {mode} levels there are",
+}
 _RANGES = {"n_envs": N_ENVS, "seed": SEED, "threads": THREADS}
 
 
@@ -62,6 +66,8 @@ class PublishAgentConfig:
 
     run: Path
     """Folder of a run that has trained all its timesteps."""
+    stopped: bool = False
+    """Publish a run that was stopped before its last timestep, too; the card says how far it came."""
     games: int = 30
     """Whole games played for the card."""
     n_envs: int = 6
@@ -76,44 +82,58 @@ class PublishAgentConfig:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """An agent that has trained all its timesteps.
+    """An agent whose training is over.
 
     Attributes:
         folder: Its run folder.
         settings: The run's config.yml.
         timesteps: Agent timesteps it was trained.
-        model: The agent.
+        run: The agent and its games.
     """
 
     folder: Path
     settings: dict[str, Any]
     timesteps: int
-    model: BaseAlgorithm
+    run: TrainedRun
 
     @property
     def game(self) -> str:
-        """Rom id."""
-        return self.settings["game"]
+        """Name of the game, as :func:`mnv4_rl.games.resolve_game` gives it."""
+        return self.run.game
+
+    @property
+    def model(self) -> BaseAlgorithm:
+        """The agent."""
+        assert isinstance(self.run.model, BaseAlgorithm)  # it comes from a checkpoint
+        return self.run.model
 
 
-def read_finished(folder: Path) -> FinishedRun:
+def read_finished(folder: Path, stopped: bool = False) -> FinishedRun:
     """The agent of a run's last timestep.
 
+    Args:
+        folder: The run's.
+        stopped: Take one that has not reached its last timestep, too.
+
     Raises:
-        ValueError: If the folder holds no run of a game, or one that has not reached its last timestep.
+        ValueError: If the folder holds no run of a game, no checkpoint, or a run short of its last timestep.
         OSError: If it does not say where it comes from.
     """
     label_of(folder)  # refuses what is no run of a game
     settings, checkpoint = read_config(folder), newest_checkpoint(folder)
-    resolve_game(settings["game"])
+    games = games_of(settings)
     total = settings.get("total_timesteps")
     if type(total) is not int:
         raise ValueError(f"{folder}/config.yml has total_timesteps {total!r}, which is no number of timesteps.")
     done = timesteps_of(checkpoint) if checkpoint else 0
-    if checkpoint is None or done < total:
-        raise ValueError(f"{folder} stands at timestep {done:,} of {total:,}; train it to the end with --resume first.")
+    if checkpoint is None or (done < total and not stopped):
+        raise ValueError(
+            f"{folder} stands at timestep {done:,} of {total:,}; train it to the end with --resume first, or say "
+            "--stopped to publish its newest checkpoint."
+        )
     provenance(folder)  # refuses what does not say where it comes from, before hours of games
-    return FinishedRun(folder, settings, done, load_agent(checkpoint, device="cpu"))
+    agent = load_agent(checkpoint, device="cpu")
+    return FinishedRun(folder, settings, done, TrainedRun(agent, games, settings["algo"], settings["encoder"]))
 
 
 def check_place(folder: Path) -> None:
@@ -134,7 +154,7 @@ def check_place(folder: Path) -> None:
 
 def play(run: FinishedRun, config: PublishAgentConfig) -> Evaluation:
     """Whole games of the agent; a line for each as it ends."""
-    env, number = make_protocol_env(run.model, run.game, PROTOCOL, config.n_envs, config.seed), count(1)
+    env, number = run.run.make_env(n_envs=config.n_envs, seed=config.seed), count(1)
     try:
         return evaluate(
             run.model,
@@ -149,7 +169,7 @@ def play(run: FinishedRun, config: PublishAgentConfig) -> Evaluation:
 
 def clip_of(run: FinishedRun, seed: int) -> list[np.ndarray]:
     """Screens of the first seconds of a game, (height, width, 3) uint8."""
-    env = make_atari_env(run.game, 1, seed)
+    env = FAMILIES[family_of(run.game)].make_plain_env(replace(run.run.games, seed=seed))
     try:
         return list(record_clip(run.model, env, CLIP_TIMESTEPS, seed))
     finally:
@@ -172,7 +192,7 @@ def write_agent(run: FinishedRun, evaluation: Evaluation, clip: Sequence[np.ndar
     files = {
         "config.yml": yaml.safe_dump(settings, sort_keys=False).encode(),
         "evaluation.json": (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode(),
-        "play.gif": gif(clip, FRAME_SKIP, scale=1, max_bytes=CLIP_BYTES),
+        "play.gif": gif(clip, FRAME_SKIP, height=SMALL, max_bytes=CLIP_BYTES),
         "play.mp4": mp4(clip),
         "README.md": card(run, evaluation, folder).encode(),
     }
@@ -186,14 +206,14 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
     """What a reader needs to know about the agent, as markdown."""
     settings = run.settings
     command, *versions = provenance(run.folder)
-    frames = run.timesteps * FRAME_SKIP
+    of = f" of {settings['total_timesteps']:,}, where it was stopped" * (run.timesteps < settings["total_timesteps"])
     n_parameters = sum(parameter.numel() for parameter in run.model.policy.parameters())
     place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     rows = {
-        "game": f"{settings['game']} (ALE), no sticky actions, the game's own actions",
+        "game": _RULES[family_of(run.game)].format(game=settings["game"], mode=run.run.games.mode),
         "score": f"{evaluation}: mean with 95 % interval, raw score of whole games, sampled actions",
-        "human-normalised": normalised_text(run.game, evaluation.mean),
-        "training": f"{run.timesteps:,} agent timesteps ({frames:,} frames), seed {settings['seed']}",
+        SCALES[family_of(run.game)]: normalised_text(run.game, evaluation.mean, run.run.games.mode),
+        "training": f"{trained_text(run)}{of}, seed {settings['seed']}",
         "algorithm": type(run.model).__name__,
         "encoder": f"`{settings['encoder']}`, {n_parameters:,} parameters with policy and value head",
         "command": f"`{command.removeprefix('command: ')}`",
@@ -210,8 +230,16 @@ def card(run: FinishedRun, evaluation: Evaluation, folder: Path) -> str:
     )
 
 
+def trained_text(run: FinishedRun) -> str:
+    """For how long it was trained: on Atari in emulator frames too."""
+    frames = f" ({run.timesteps * FRAME_SKIP:,} frames)" * (family_of(run.game) == "atari")
+    return f"{run.timesteps:,} agent timesteps{frames}"
+
+
 def environment_id(game: str) -> str:
-    """What leaderboards call a game without sticky actions that is played four frames at a time."""
+    """What leaderboards call an Atari game without sticky actions played four frames at a time, or one of Procgen's."""
+    if family_of(game) == "procgen":
+        return f"procgen-{game.removeprefix('procgen/')}-v0"
     return "".join(part.capitalize() for part in game.split("_")) + "NoFrameskip-v4"
 
 
@@ -222,7 +250,7 @@ def main(args: list[str] | None = None) -> None:
         check_ranges(config, _RANGES)
         check_positive(games=config.games)
         tune(config.threads)
-        run = read_finished(config.run)
+        run = read_finished(config.run, config.stopped)
         folder = config.agents_dir.expanduser().absolute() / label_of(config.run)
         check_place(folder)
     evaluation = play(run, config)

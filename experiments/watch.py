@@ -19,16 +19,17 @@ import tyro
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.play.evaluate import Evaluation, Player, evaluate
-from agents.play.protocols import make_protocol_env
 from agents.play.saliency import SaliencyOverlay
 from agents.play.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, gif
 from agents.runs.config import SEED
+from agents.runs.families import Games
 from agents.runs.loading import TrainedRun, load_run
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
-from experiments.cli.results import normalised_text
+from experiments.cli.results import SCALES, normalised_text
 from mnv4_rl.atari.options import PROTOCOLS, options_of
 from mnv4_rl.checks import check_positive, check_range
 from mnv4_rl.export import OnnxAgent
+from mnv4_rl.games import family_of
 from mnv4_rl.safe_files import write_file
 
 GIF_SECONDS = 20
@@ -48,7 +49,7 @@ class WatchConfig:
     gif: Path | None = None
     """Write the first 20 seconds into this .gif, less where it would pass 2 MB."""
     protocol: str = "sb3"
-    """sb3, or machado: sticky actions 0.25, all 18 buttons, and the agent has to press FIRE itself."""
+    """Of an Atari game: sb3, or machado: sticky actions 0.25, all 18 buttons, the agent has to press FIRE itself."""
     saliency: bool = False
     """Redden what the encoder looks at; slow."""
     deterministic: bool = False
@@ -67,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
         run = load_run(config.run)
         recording = Recording(config, run)
         env = recording.environment(run)
-    print(f"{run.algo} with {run.encoder} plays {run.game}, protocol {config.protocol}")
+    print(f"{run.algo} with {run.encoder} plays {run.game}, {rules(config, run)}")
     scores, number = [], count(1)
 
     def on_game(score: float) -> None:
@@ -75,7 +76,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"game {next(number):<4d}    {score:g}", flush=True)
 
     finished = play(config, run, env, on_game)
-    print("\n".join([*report(scores, run.game), *recording.save()]))
+    print("\n".join([*report(scores, run.games), *recording.save()]))
     if not finished:
         sys.exit(INTERRUPTED_CODE)
 
@@ -128,7 +129,7 @@ class Recording:
         if self._config.gif:
             sinks.append(self._keep)
         protocol, seed = self._config.protocol, self._config.seed
-        env = make_protocol_env(run.model, run.game, protocol, 1, seed, screens=bool(sinks))
+        env = run.make_env(protocol=protocol, seed=seed, screens=bool(sinks))
         if not sinks:
             return env
         return Show(env, sinks, self._overlay(run.model) if self._config.saliency else None)
@@ -173,12 +174,19 @@ def play(config: WatchConfig, run: TrainedRun, env: VecEnv, on_game: Callable[[f
         env.close()
 
 
-def report(scores: list[float], game: str) -> list[str]:
-    """Mean, interval and human-normalised score of the games that ended, one line each."""
+def rules(config: WatchConfig, run: TrainedRun) -> str:
+    """What it plays by: a protocol of Atari's, or all of Procgen's levels."""
+    atari = family_of(run.game) == "atari"
+    return f"protocol {config.protocol}" if atari else f"all {run.games.mode} levels"
+
+
+def report(scores: list[float], games: Games) -> list[str]:
+    """Mean, interval and normalised score of the games that ended, one line each."""
     if not scores:
         return ["no game ended"]
     evaluation = Evaluation.of(scores)
-    return [f"mean         {evaluation}", f"human-normalised {normalised_text(game, evaluation.mean)}"]
+    scaled = normalised_text(games.game, evaluation.mean, games.mode)
+    return [f"mean         {evaluation}", f"{SCALES[family_of(games.game)]} {scaled}"]
 
 
 if __name__ == "__main__":

@@ -32,19 +32,20 @@ def resolve_game(name: str) -> str:
     return atari.resolve_game(name)
 
 
-def reference_scores(game: str) -> tuple[float, float] | None:
+def reference_scores(game: str, mode: str = "easy") -> tuple[float, float] | None:
     """Raw scores that mean 0 and 1 on the field's scale for a game.
 
     Args:
         game: Any common spelling.
+        mode: Of Procgen's levels.
 
     Returns:
-        Random play and a human tester on Atari, the lowest and highest return on easy levels in Procgen's paper there;
-        None for a game without such numbers.
+        Random play and a human tester on Atari, the lowest and highest return in Procgen's paper there; None for a game
+        or mode without such numbers.
 
     Raises:
         ValueError: There is no such game.
     """
     if family_of(game) == "procgen":
-        return procgen.REFERENCE_RETURNS[procgen.resolve_game(game)]["easy"]
+        return procgen.REFERENCE_RETURNS[procgen.resolve_game(game)].get(mode)
     return REFERENCE_SCORES.get(atari.resolve_game(game))

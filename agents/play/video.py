@@ -20,7 +20,12 @@ from mnv4_rl.atari.env import FRAMES_PER_SECOND
 VIDEO_INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 Sink = Callable[[np.ndarray], None]
 Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observation, screen -> screen
-SCALE = 2  # screen pixels to video pixels, in both directions
+LARGE, SMALL = 420, 210  # pixels that a picture is high at most, where its screen is no higher
+
+
+def magnified(height: int, at_most: int) -> int:
+    """Picture pixels for a screen pixel, in both directions: 2 for the console's 210 rows and ``LARGE``."""
+    return max(1, at_most // height)
 
 
 class Show(VecEnvWrapper):
@@ -95,7 +100,8 @@ class Mp4Writer:
 
     def add(self, screen: np.ndarray) -> None:
         """Append one (height, width, 3) uint8 screen."""
-        self._writer.append_data(screen.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
+        times = magnified(len(screen), LARGE)
+        self._writer.append_data(screen.repeat(times, axis=0).repeat(times, axis=1))
 
     def close(self) -> None:
         """Finish the file."""
@@ -104,32 +110,32 @@ class Mp4Writer:
             os.replace(self._part, self._path)
 
 
-def gif(screens: Sequence[np.ndarray], frame_skip: int, *, scale: int = SCALE, max_bytes: int | None = None) -> bytes:
+def gif(screens: Sequence[np.ndarray], frame_skip: int, *, height: int = LARGE, max_bytes: int | None = None) -> bytes:
     """Screens as a GIF that plays in real time, up to its resolution of 10 ms a picture.
 
     Args:
         screens: (height, width, 3) uint8, at least one.
         frame_skip: Emulator frames from one screen to the next.
-        scale: Screen pixels to GIF pixels, in both directions.
-        max_bytes: The later half is dropped until the file is no larger; None for no limit.
+        height: Pixels that it is high at most; a screen is magnified by whole numbers.
+        max_bytes: Its end is dropped until the file is no larger; None for no limit.
 
     Raises:
         ValueError: For no screens.
     """
     if not screens:
         raise ValueError("A GIF needs at least one screen, got none.")
-    height, width, _ = screens[0].shape
-    size = (width * scale, height * scale)
+    rows, columns, _ = screens[0].shape
+    times = magnified(rows, height)
     # The console has 128 colours, a game's screen far fewer than 64; no dithering, which would not compress.
     colours = [Image.fromarray(screen).quantize(64, dither=Image.Dither.NONE) for screen in screens]
-    pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in colours]
+    pictures = [picture.resize((columns * times, rows * times), Image.Resampling.NEAREST) for picture in colours]
     duration = 10 * max(2, round(100 * frame_skip / FRAMES_PER_SECOND))  # ms; viewers slow down anything under 20
     while True:
         file = io.BytesIO()
         pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
         if max_bytes is None or file.tell() <= max_bytes or len(pictures) == 1:
             return file.getvalue()
-        pictures = pictures[: len(pictures) // 2]
+        pictures = pictures[: min(len(pictures) - 1, int(len(pictures) * max_bytes / file.tell()))]
 
 
 class Window:
@@ -168,8 +174,9 @@ class Window:
             return
         time.sleep(max(0.0, self._due - time.perf_counter()))
         self._due = max(self._due, time.perf_counter() - self._pause) + self._pause
-        height, width, _ = screen.shape
-        picture = Image.fromarray(screen).resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
+        rows, columns, _ = screen.shape
+        times = magnified(rows, LARGE)
+        picture = Image.fromarray(screen).resize((columns * times, rows * times), Image.Resampling.NEAREST)
         self._shown = self._photo(picture)  # Tk holds no reference of its own
         self._label.configure(image=self._shown)
         self._root.update()  # may run close()

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from agents.play.evaluate import Evaluation, evaluate, own_randomness
-from agents.play.video import Show, gif
+from agents.play.video import SMALL, Show, gif
 from agents.runs.callbacks import tensorboard_files
 from mnv4_rl.native_env import NativeVecEnv
 
@@ -64,7 +64,7 @@ def evaluate_and_log(
         clip = record_clip(model, env, CLIP_TIMESTEPS)
     finally:
         env.close()
-    moving = gif(clip, env.frame_skip, scale=1, max_bytes=CLIP_BYTES)
+    moving = gif(clip, env.frame_skip, height=SMALL, max_bytes=CLIP_BYTES)
     scalars = {f"{tag}/{name}": value for name, value in evaluation_scalars(evaluation, env).items()}
     for file in tensorboard_files(model):
         file.add(scalars, model.num_timesteps)

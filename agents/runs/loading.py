@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.play.evaluate import Player
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint, timesteps_of
+from agents.runs.families import FAMILIES, Games
 from agents.runs.folder import KEPT_AGENT, exported_timesteps, read_config
 from mnv4_rl.agent_files import AGENT, load_agent, load_zip_weights
-from mnv4_rl.atari import make_atari_env
-from mnv4_rl.atari.games import resolve_game
 from mnv4_rl.checks import check_choice
 from mnv4_rl.export import OnnxAgent
+from mnv4_rl.games import family_of, resolve_game
 
 _REQUIRED = ("algo", "game", "encoder")
 
@@ -28,15 +29,32 @@ class TrainedRun:
 
     Attributes:
         model: The agent.
-        game: Rom id of the game it was trained on.
+        games: What it was trained on.
         algo: Name of its algorithm.
         encoder: Name of its encoder.
     """
 
     model: Player
-    game: str
+    games: Games
     algo: str
     encoder: str
+
+    @property
+    def game(self) -> str:
+        """Name of the game it was trained on."""
+        return self.games.game
+
+    def make_env(self, **changes: Any) -> VecEnv:
+        """Environments for it to play in.
+
+        Args:
+            **changes: Fields of :class:`agents.runs.families.Games` other than those it was trained on.
+
+        Raises:
+            ValueError: A protocol that the game does not know, or an agent that does not fit the game.
+        """
+        games = replace(self.games, **changes)
+        return FAMILIES[family_of(games.game)].make_play_env(self.model, games)
 
 
 def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
@@ -56,15 +74,13 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     config = read_config(run_dir)
     missing = [key for key in _REQUIRED if not isinstance(config.get(key), str)]
     if missing:
-        raise ValueError(f"{run_dir}/config.yml is not the config of an Atari run: no {', '.join(missing)}.")
+        raise ValueError(f"{run_dir}/config.yml is not the config of a run on a game: no {', '.join(missing)}.")
     check_choice("algo", config["algo"], ("ppo", *ALGOS))
-    if config.get("family", "atari") != "atari":
-        raise ValueError(f"{run_dir} holds a run on {config['family']}; only Atari's agents are played here.")
-    game = resolve_game(config["game"])
+    games = games_of(config)
     final, checkpoint = run_dir / "model.zip", newest_checkpoint(run_dir)
     exported = exported_timesteps(run_dir)  # None for a zip that is broken: loading says how
     if final.exists() and (checkpoint is None or exported is None or exported >= timesteps_of(checkpoint)):
-        model = _build(config, game, device)
+        model = _build(config, games, device)
         load_zip_weights(model, final)
     elif checkpoint is not None:
         model = load_agent(checkpoint, device=device)
@@ -76,7 +92,7 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
         )
     if config["algo"] in ALGOS:
         _keep_exploring(model, config)
-    return TrainedRun(model, game, config["algo"], config["encoder"])
+    return TrainedRun(model, games, config["algo"], config["encoder"])
 
 
 def _no_run(agent: Path) -> str:
@@ -94,13 +110,25 @@ def _load_file(path: Path) -> TrainedRun:
     missing = [key for key in ("game", "encoder") if not isinstance(agent.notes.get(key), str)]
     if missing:
         raise ValueError(f"{path} does not say its {' and '.join(missing)}; experiments/export_agent.py notes both.")
-    return TrainedRun(
-        agent, resolve_game(agent.notes["game"]), agent.notes["algorithm"].lower(), agent.notes["encoder"]
-    )
+    games = Games(resolve_game(agent.notes["game"]), mode=agent.notes.get("mode", Games.mode))
+    return TrainedRun(agent, games, agent.notes["algorithm"].lower(), agent.notes["encoder"])
 
 
-def _build(config: dict[str, Any], game: str, device: str) -> BaseAlgorithm:
-    env = make_atari_env(game, 1)
+def games_of(config: dict[str, Any]) -> Games:
+    """What a recorded run was trained on.
+
+    Raises:
+        ValueError: For a kind of game, a game or a mode that does not exist.
+    """
+    family = config.get("family", "atari")
+    check_choice("family", family, tuple(FAMILIES))
+    levels = config.get("levels")
+    mode = levels.get("distribution_mode", Games.mode) if isinstance(levels, dict) else Games.mode
+    return Games(FAMILIES[family].resolve_game(config["game"]), mode=mode)
+
+
+def _build(config: dict[str, Any], games: Games, device: str) -> BaseAlgorithm:
+    env = FAMILIES[family_of(games.game)].make_plain_env(games)
     try:
         if config["algo"] == "ppo":
             h = PPOHyperparameters(batch_size=128)  # one environment's rollout; SB3 warns of larger ones

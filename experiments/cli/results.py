@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mnv4_rl.atari.scores import REFERENCE_SCORES, human_normalised
+from mnv4_rl.games import family_of, reference_scores
 from mnv4_rl.safe_files import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,10 +78,14 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     write_file(path, picture.getvalue())
 
 
-def normalised_text(game: str, score: float) -> str:
-    """A raw score between random play (0) and a human tester (1), and where these stand."""
-    value = human_normalised(game, score)
-    if value is None:
+SCALES = {"atari": "human-normalised", "procgen": "normalised"}  # what the field calls its scale
+_ENDS = {"atari": ("random play", "a human tester"), "procgen": ("the paper's lowest", "its highest return")}
+
+
+def normalised_text(game: str, score: float, mode: str = "easy") -> str:
+    """A raw score on the field's scale for a game, and what its 0 and 1 are."""
+    ends = reference_scores(game, mode)
+    if ends is None:
         return "no reference scores for this game"
-    random, human = REFERENCE_SCORES[game]
-    return f"{value:.2f} (0 is random play at {random:g}, 1 a human tester at {human:g})"
+    (low, high), (lowest, highest) = ends, _ENDS[family_of(game)]
+    return f"{(score - low) / (high - low):.2f} (0 is {lowest} at {low:g}, 1 {highest} at {high:g})"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agents.runs.config import run_name
 from agents.runs.folder import read_config, replayable_command
+from agents.runs.loading import games_of
 from mnv4_rl.safe_files import write_csv
 
 # Our column -> SB3's and our keys in progress.csv.
@@ -67,10 +68,8 @@ def label_of(run: Path) -> str:
     """
     config = read_config(run)
     if missing := {"game", "algo", "encoder", "seed"} - config.keys():
-        raise ValueError(f"{run}/config.yml is not the config of an Atari run: no {', '.join(sorted(missing))}.")
-    game = config["game"]
-    if isinstance(game, str):
-        game = game.replace("/", "_")  # procgen/starpilot
+        raise ValueError(f"{run}/config.yml is not the config of a run on a game: no {', '.join(sorted(missing))}.")
+    game = games_of(config).game.replace("/", "_")  # procgen/starpilot
     return run_name(game, config["algo"], config["encoder"], config["seed"])
 
 

@@ -20,12 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.ppo import PRESETS, PPOHyperparameters, build_ppo
+from agents.runs.families import FAMILIES, Games
 from agents.runs.folder import KEPT_AGENT
 from experiments.cli.results import AGENTS
 from mnv4_rl.agent_files import load_agent
-from mnv4_rl.atari import make_atari_env
 from mnv4_rl.games import family_of, resolve_game
-from mnv4_rl.procgen import make_procgen_env
 
 N_ENVS, N_TEST_ENVS = 16, 3
 TIMESTEPS, EVERY = 2_400, 3  # agent timesteps a game, every third of which is kept: neighbours look alike
@@ -75,7 +74,7 @@ def published_agent(game: str, agents_dir: Path = AGENTS) -> Path:
     Raises:
         ValueError: If the game has none.
     """
-    folders = sorted(agents_dir.glob(f"{game}__ppo__*/{KEPT_AGENT}"))
+    folders = sorted(agents_dir.glob(f"{game.replace('/', '_')}__ppo__*/{KEPT_AGENT}"))
     if not folders:
         raise ValueError(f"{agents_dir} has no agent of {game}; publish one first with experiments/publish_agent.py.")
     return folders[0]
@@ -86,9 +85,7 @@ def make_games(game: str, n_envs: int, seed: int) -> VecEnv:
 
     Procgen's draw from all levels there are, so hardly any is met twice.
     """
-    if family_of(game) == "procgen":
-        return make_procgen_env(game, n_envs, seed)
-    return make_atari_env(game, n_envs, seed)
+    return FAMILIES[family_of(game)].make_plain_env(Games(game, n_envs=n_envs, seed=seed))
 
 
 def record(game: str, agent: Path, seed: int, timesteps: int = TIMESTEPS) -> Lesson:

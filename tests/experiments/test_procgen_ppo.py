@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from agents.ppo import PRESETS
 from agents.runs import families
 from agents.runs.checkpoints import newest_checkpoint, read_state
 from agents.runs.config import ProcgenPPOConfig, command_line
+from agents.runs.families import Games
 from agents.runs.loading import load_run
 from agents.runs.run import open_run
-from experiments import procgen_ppo
+from experiments import export_agent, procgen_ppo, publish_agent, watch
 from experiments.cli.command import parse
+from experiments.study.cloning import published_agent
 from mnv4_rl.procgen import ProcgenOptions
 from tests.needs import needs_envpool
 
@@ -48,9 +51,39 @@ def test_a_run_folder_has_curves_config_and_both_evaluations(run):
 
 
 @needs_envpool
-def test_a_command_that_plays_atari_says_that_it_cannot_play_it(run):
-    with pytest.raises(ValueError, match="procgen"):
-        load_run(run)
+def test_its_agent_is_watched_on_all_levels_of_the_mode_it_was_trained_on(run, tmp_path, capsys):
+    trained = load_run(run, "cpu")
+    assert trained.games == Games("procgen/starpilot", mode="easy")
+    env = trained.make_env(n_envs=2, seed=3)
+    assert env.num_envs == 2 and env.options == ProcgenOptions(distribution_mode="easy")
+    env.close()
+    watch.main([str(run), "--episodes", "2", "--no-window", "--gif", str(tmp_path / "play.gif")])
+    out = capsys.readouterr().out
+    assert "plays procgen/starpilot, all easy levels" in out
+    assert "(0 is the paper's lowest at 2.5, 1 its highest return at 64)" in out
+    assert Image.open(tmp_path / "play.gif").size == (384, 384)
+    with pytest.raises(SystemExit):
+        watch.main([str(run), "--protocol", "machado", "--no-window"])
+    assert "Protocols are of Atari's games, got protocol='machado'" in capsys.readouterr().err
+
+
+@needs_envpool
+def test_its_agent_is_exported_and_the_file_plays(run, tmp_path, capsys):
+    file = tmp_path / "agent.onnx"
+    export_agent.main([str(run), "--output", str(file), "--frames", "20", "--games", "1"])
+    agent, exported = (line.split()[1:] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert agent == exported
+    assert load_run(file).games == Games("procgen/starpilot")
+
+
+@needs_envpool
+def test_its_agent_is_published_and_another_encoder_can_copy_it(run, tmp_path):
+    publish_agent.main(["--run", str(run), "--games", "2", "--n-envs", "2", "--agents-dir", str(tmp_path)])
+    published = tmp_path / "procgen_starpilot__ppo__rl_s__s0"
+    card = (published / "README.md").read_text()
+    assert "procgen-StarPilot-v0" not in card and "procgen-starpilot-v0" in card
+    assert "StarPilot (Procgen), all easy levels there are" in card and "frames)" not in card
+    assert published_agent("procgen/starpilot", tmp_path) == published / "agent"
 
 
 @needs_envpool

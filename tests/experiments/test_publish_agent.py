@@ -80,10 +80,19 @@ def test_published_again_it_is_replaced(run, short_games, tmp_path):
     load_run(tmp_path / "pong__ppo__rl_s__s3", "cpu")
 
 
+def test_a_stopped_run_is_published_where_it_is_asked_for(run, short_games, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    write_config(folder, algo="ppo", game="pong", encoder="rl_s", seed=3, total_timesteps=64)
+    publish_agent.main(["--run", str(folder), "--games", "1", "--agents-dir", str(tmp_path), "--stopped"])
+    card = (tmp_path / "pong__ppo__rl_s__s3" / "README.md").read_text()
+    assert "32 agent timesteps (128 frames) of 64, where it was stopped, seed 3" in card
+
+
 @pytest.mark.parametrize(
     ("total", "flags", "message"),
     [
-        (64, [], "stands at timestep 32 of 64; train it to the end with --resume"),
+        (64, [], "stands at timestep 32 of 64; train it to the end with --resume first, or say --stopped"),
         (TIMESTEPS, ["--games", "0"], "games"),
         (TIMESTEPS, ["--n-envs", "0"], "n_envs"),
     ],

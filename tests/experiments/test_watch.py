@@ -13,6 +13,7 @@ from PIL import Image
 from agents.play import video
 from agents.play.saliency import SaliencyOverlay, overlay, saliency
 from agents.play.video import Mp4Writer, Show, Window, gif
+from agents.runs.families import Games
 from agents.runs.loading import load_run
 from experiments import watch
 from mnv4_rl.atari import make_atari_env
@@ -121,7 +122,7 @@ def test_a_gif_plays_in_real_time_with_the_screens_own_pixels():
 
 def test_a_gif_is_shortened_to_its_limit():
     noise = list(np.random.default_rng(0).integers(0, 255, (8, 105, 80, 3), np.uint8))
-    whole, limited = gif(noise, 4, scale=1), gif(noise, 4, scale=1, max_bytes=20_000)
+    whole, limited = gif(noise, 4, height=105), gif(noise, 4, height=105, max_bytes=20_000)
     assert len(whole) > 20_000 >= len(limited)
     assert Image.open(io.BytesIO(limited)).n_frames < 8
     with pytest.raises(ValueError, match="at least one screen"):
@@ -275,8 +276,8 @@ def test_ctrl_c_keeps_what_was_played(run_dir, tmp_path, short_games, capsys, mo
 
 
 def test_a_game_without_reference_scores_is_said_to_have_none():
-    assert watch.report([3.0], "tetris")[1] == "human-normalised no reference scores for this game"
-    assert watch.report([], "pong") == ["no game ended"]
+    assert watch.report([3.0], Games("tetris"))[1] == "human-normalised no reference scores for this game"
+    assert watch.report([], Games("pong")) == ["no game ended"]
 
 
 @pytest.mark.parametrize(
