@@ -28,6 +28,7 @@ from experiments.benchmarking.measuring import machine
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import check_cells, markdown_table, read_csv, shown
 from experiments.study.cloning import EVERY, Lesson, clone, published_agent, record
+from mnv4_rl.agent_files import AGENT
 from mnv4_rl.checks import Interval, check_range, check_ranges
 from mnv4_rl.games import resolve_game
 from mnv4_rl.performance import THREADS, tune
@@ -86,6 +87,8 @@ def main(args: list[str] | None = None) -> None:
     with user_errors():
         config.check()
         agent = config.agent or published_agent(resolve_game(config.game))
+        if not (agent / AGENT).is_file():
+            raise FileNotFoundError(f"{agent} holds no agent; name a checkpoint of a run, or what save_agent wrote.")
         tune(config.threads)
         rows = read_csv(config.csv) if config.csv.is_file() else []
     try:

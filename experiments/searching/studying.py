@@ -98,7 +98,7 @@ class SearchConfig(EngineConfig):
     seed: int = 0
     """Seed of every run."""
     n_envs: int = 8
-    """Games played side by side in each run; on Procgen 64 by default."""
+    """Games played side by side in each run; on Procgen 64 by default. Of no meaning where settings are searched."""
     threads: int = 1
     """CPU threads of each run."""
     device: str = "auto"

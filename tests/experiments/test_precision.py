@@ -1,5 +1,7 @@
 """The opt-in ways to compute: bf16 for the encoder alone, a compiled encoder, and fp32 untouched without them."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch as th
@@ -37,6 +39,29 @@ def test_bf16_rounds_the_features_and_leaves_weights_and_losses_in_fp32(encoder)
     set_precision(model.policy, "fp32")
     assert features(model).dtype == th.float32
     assert not th.equal(features(model), exact)  # it has learned
+
+
+@pytest.mark.parametrize(
+    ("found", "warned"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),
+        ({}, False),
+    ],
+)
+def test_bf16_warns_where_the_processor_has_no_units_for_it(monkeypatch, found, warned):
+    monkeypatch.setattr(th.cpu, "get_capabilities", lambda: found, raising=False)
+    policy = tiny_ppo(encoder="rl_s").policy
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        set_precision(policy, "fp32")
+        assert not seen
+        set_precision(policy, "bf16")
+    assert ["bf16 is several times slower here than fp32" in str(warning.message) for warning in seen] == [
+        True
+    ] * warned
 
 
 def test_fp32_is_what_it_was():

@@ -53,6 +53,13 @@ def test_every_cell_is_copied_once_and_rows_stay(pong_agent, tmp_path, capsys):
     assert rows_of(tmp_path) == rows
 
 
+def test_a_folder_without_an_agent_is_refused_before_anything_is_said_to_play(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        copy_agent.main(["--agent", str(tmp_path / "none"), "--results-dir", str(tmp_path), *TINY])
+    said = capsys.readouterr()
+    assert said.out == "" and "none holds no agent; name a checkpoint of a run" in said.err
+
+
 def test_checkpoints_of_two_runs_are_two_agents():
     names = {copy_agent.name_of(Path(f"/runs/{run}/checkpoints/002000000")) for run in ("mine", "yours")}
     assert names == {"mine/checkpoints/002000000", "yours/checkpoints/002000000"}
