@@ -75,7 +75,7 @@ def check_lengths(runs: Sequence[RaceRun]) -> None:
     if end != far_end:
         raise ValueError(
             f"Runs must be equally long: {short.encoder} on {short.game} has {end:,.0f} timesteps, "
-            f"{long.encoder} on {long.game} has {far_end:,.0f}."
+            f"{long.encoder} on {long.game} has {far_end:,.0f}; --timesteps {end:.0f} reports all as they stood there."
         )
 
 

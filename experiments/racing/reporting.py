@@ -50,6 +50,8 @@ class ReportConfig:
     """Games to report, by any common spelling; all that were played unless some are named."""
     seeds: tuple[int, ...] = ()
     """Seeds to report; all unless some are named."""
+    timesteps: int | None = None
+    """Report all runs as they stood at this agent timestep; at their end by default, which must be the same for all."""
     reference: str = "nature"
     """Encoder that the others are compared with."""
     clock: Clock = "cpu_seconds"
@@ -73,6 +75,8 @@ class ReportConfig:
         """
         check_file_name(self.name)
         check_positive(n_points=self.n_points, n_resamples=self.n_resamples)
+        if self.timesteps is not None:
+            check_positive(timesteps=self.timesteps)
         check_range("bootstrap_seed", self.bootstrap_seed, SEED)
 
 
@@ -80,7 +84,7 @@ def read_matrix(config: ReportConfig) -> Races:
     """The runs that the flags choose from the CSVs.
 
     Raises:
-        ValueError: For a faulty CSV, a choice that did not run, or a matrix that is not full.
+        ValueError: For a faulty CSV, a choice that did not run, a run that is too short, or a matrix that is not full.
     """
     runs = read_races(config.races)
     games = [resolve_game(game) for game in config.games]
@@ -93,6 +97,8 @@ def read_matrix(config: ReportConfig) -> Races:
                 f"choices; allowed: {', '.join(map(str, found))}."
             )
         runs = [run for run in runs if not chosen or getattr(run, field) in chosen]
+    if config.timesteps is not None:
+        runs = [run.until(config.timesteps) for run in runs]
     return full_matrix(runs, config.reference)
 
 

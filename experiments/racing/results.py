@@ -54,6 +54,21 @@ class RaceRun:
         points[:, list(CURVE_COLUMNS).index(name)] *= factor
         return replace(self, points=points)
 
+    def until(self, timesteps: int) -> RaceRun:
+        """The same run as it stood at an agent timestep, between two points on the line that joins them.
+
+        Raises:
+            ValueError: If it ended before that, or had no score yet.
+        """
+        clock = self.clock("timesteps")
+        if clock[-1] < timesteps or clock[0] > timesteps:
+            raise ValueError(
+                f"{self.encoder} on {self.game} with seed {self.seed} has scores from timestep {clock[0]:,.0f} to "
+                f"{clock[-1]:,.0f}, got --timesteps {timesteps:,}."
+            )
+        last = [np.interp(timesteps, clock, column) for column in self.points.T]
+        return replace(self, points=np.vstack([self.points[clock < timesteps], last]))
+
     @property
     def scores(self) -> np.ndarray:
         """(n_points,) mean raw scores of the last 100 games."""
