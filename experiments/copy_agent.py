@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,14 +28,14 @@ from agents.runs.folder import CHECKPOINTS
 from experiments.benchmarking.measuring import machine
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import check_cells, markdown_table, read_csv, shown
-from experiments.study.cloning import EVERY, Lesson, clone, published_agent, record
+from experiments.study.cloning import EVERY, Lesson, as_rewards_teach, clone, published_agent, record
 from mnv4_rl.agent_files import AGENT
 from mnv4_rl.checks import Interval, check_range, check_ranges
 from mnv4_rl.games import resolve_game
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_csv
 
-KEY = ("encoder", "seed", "updates", "timesteps", "agent")
+KEY = ("encoder", "seed", "updates", "timesteps", "agent", "labels")
 MEASURED = ("policy", "value", "cpu_seconds")
 _RANGES = {"updates": Interval(1, 10**6), "timesteps": Interval(2 * EVERY, 10**6), "threads": THREADS}
 
@@ -51,6 +52,8 @@ class CopyConfig:
     """nature, impala, impoola, or names of mnv4_rl.list_models()."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of weights and batches; the play that is copied is the same for all."""
+    labels: Literal["exact", "sampled"] = "exact"
+    """exact: the agent's probabilities and values. sampled: an action it drew and a noisy return, as rewards teach."""
     updates: int = 250
     """Steps of Adam, of 256 states each."""
     timesteps: int = 3_000
@@ -97,7 +100,8 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on")
         sys.exit(INTERRUPTED_CODE)
-    same = {"agent": name_of(agent), "updates": str(config.updates), "timesteps": str(config.timesteps)}
+    chosen = {name: str(getattr(config, name)) for name in ("updates", "timesteps", "labels")}
+    same = {"agent": name_of(agent), **chosen}
     print(table([row for row in rows if same.items() <= row.items()]))
     print(f"rows         {shown(config.csv)}")
 
@@ -112,12 +116,16 @@ def copy_missing(config: CopyConfig, agent: Path, rows: list[dict[str, str]]) ->
     """Add a row for every encoder and seed that has none of these numbers; the CSV is whole after each."""
     there = {tuple(row[name] for name in KEY) for row in rows}
     cells = [(encoder, seed) for seed, encoder in product(config.seeds, config.encoders)]
-    keys = {cell: (*map(str, (*cell, config.updates, config.timesteps)), name_of(agent)) for cell in cells}
+    keys = {
+        cell: (*map(str, (*cell, config.updates, config.timesteps)), name_of(agent), config.labels) for cell in cells
+    }
     missing = [cell for cell in cells if keys[cell] not in there]
     if not missing:
         return
     print(f"{name_of(agent)} plays {config.timesteps:,} timesteps ...", flush=True)
     lesson = record(config.game, agent, 0, config.timesteps)
+    if config.labels == "sampled":
+        lesson = as_rewards_teach(lesson, 0)
     comments = [f"{key}: {value}" for key, value in machine().items()]
     make_folder(config.results_dir)
     for encoder, seed in (bar := tqdm(missing, unit="copy", dynamic_ncols=True)):

@@ -115,6 +115,20 @@ def record(game: str, agent: Path, seed: int, timesteps: int = TIMESTEPS) -> Les
     return Lesson(game, train, test)
 
 
+def as_rewards_teach(lesson: Lesson, seed: int) -> Lesson:
+    """The same states with what reward tells of them: one action each, drawn from the policy, and a noisy return.
+
+    The noise is as large as the values differ among themselves: PPO's returns leave it about as much to guess. The test
+    stays exact.
+    """
+    generator = th.Generator().manual_seed(seed)
+    observations, probabilities, values = lesson.train
+    action = th.multinomial(probabilities, 1, generator=generator)
+    drawn = th.zeros_like(probabilities).scatter_(1, action, 1.0)
+    noisy = values + th.randn(values.shape, generator=generator)
+    return replace(lesson, train=Play(observations, drawn, noisy))
+
+
 @th.no_grad()
 def _play(policy: Any, env: VecEnv, timesteps: int, generator: th.Generator) -> Iterator[Play]:
     observations: Any = env.reset()
@@ -173,7 +187,8 @@ def examine(policy: ActorCriticPolicy, lesson: Lesson) -> Learnt:
     logits, values = (th.cat(column) for column in zip(*outputs, strict=True))
     divergence = _divergence(test.probabilities, logits.log_softmax(1))
     error = (values - test.values).square().mean() / (lesson.train.values.mean() - test.values).square().mean()
-    return Learnt(float(1 - divergence / _divergence(test.probabilities, mean.log())), float(1 - error))
+    known = mean.clamp(min=1e-6).log()  # an action that was never drawn
+    return Learnt(float(1 - divergence / _divergence(test.probabilities, known)), float(1 - error))
 
 
 def _divergence(probabilities: Tensor, log_policy: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Copying an agent: a policy anyone can learn is learnt, noise is not, and the scale has its 0 and 1 where it says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
 
 from agents.ppo import build_ppo
 from experiments.study import cloning
-from experiments.study.cloning import Lesson, Play, clone, examine, published_agent, record
+from experiments.study.cloning import Lesson, Play, as_rewards_teach, clone, examine, published_agent, record
 from mnv4_rl.agent_files import save_agent
 from mnv4_rl.atari import make_atari_env
 
@@ -37,6 +39,28 @@ def test_what_is_not_in_the_picture_is_not_learnt():
     lesson = lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5)
     shuffled = lesson.train._replace(observations=lesson.train.observations[th.randperm(N)])
     assert clone("rl_s", Lesson("pong", shuffled, lesson.test), 0, updates=40).policy < 0.1
+
+
+def test_rewards_teach_one_action_a_state_and_a_noisy_return():
+    exact = lesson_of(th.rand(4_000, generator=th.Generator().manual_seed(0)) < 0.5)
+    drawn = as_rewards_teach(exact, 3)
+    assert drawn.test is exact.test and drawn.train.observations is exact.train.observations
+    actions = drawn.train.probabilities
+    assert ((actions == 0) | (actions == 1)).all() and (actions.sum(1) == 1).all()
+    bright = exact.train.probabilities[:, 5] > 0.5
+    assert actions[bright].mean(0)[5].item() == pytest.approx(0.9, abs=0.03)
+    assert (drawn.train.values - exact.train.values).std().item() == pytest.approx(1, abs=0.05)
+    assert th.equal(as_rewards_teach(exact, 3).train.values, drawn.train.values)
+    assert not th.equal(as_rewards_teach(exact, 4).train.values, drawn.train.values)
+
+
+def test_an_action_that_was_never_drawn_does_not_make_a_copy_perfect(monkeypatch):
+    lesson = lesson_of(th.arange(N) % 2 == 0)
+    never = lesson.train.probabilities.clone()
+    never[:, 3] = 0
+    lesson = replace(lesson, train=lesson.train._replace(probabilities=never))
+    monkeypatch.setattr(cloning, "_outputs", lambda _policy, batch: (th.zeros(len(batch), 6), th.zeros(len(batch))))
+    assert examine(None, lesson).policy < 0.5
 
 
 def test_the_scale_is_0_for_the_mean_and_1_for_the_agent_itself(monkeypatch):

@@ -53,6 +53,16 @@ def test_every_cell_is_copied_once_and_rows_stay(pong_agent, tmp_path, capsys):
     assert rows_of(tmp_path) == rows
 
 
+def test_copies_from_sampled_labels_are_rows_of_their_own(pong_agent, tmp_path, capsys):
+    flags = ["--agent", str(pong_agent), "--results-dir", str(tmp_path), "--encoders", "rl_s", *TINY]
+    copy_agent.main(flags)
+    copy_agent.main([*flags, "--labels", "sampled"])
+    exact, sampled = rows_of(tmp_path)
+    assert (exact["labels"], sampled["labels"]) == ("exact", "sampled")
+    assert (exact["policy"], exact["value"]) != (sampled["policy"], sampled["value"])
+    assert capsys.readouterr().out.count("| rl_s |") == 2  # each call shows its own
+
+
 def test_a_folder_without_an_agent_is_refused_before_anything_is_said_to_play(tmp_path, capsys):
     with pytest.raises(SystemExit):
         copy_agent.main(["--agent", str(tmp_path / "none"), "--results-dir", str(tmp_path), *TINY])
