@@ -67,6 +67,7 @@ SPACE: dict[str, dict[str, Any]] = {
     "features": {
         "plain": {},
         "small": {"gain": 0.1, "constant_share": 0.25},
+        "medium": {"gain": 0.3, "constant_share": 0.25},
         "simplex": {"activation": "simplex"},  # its features add up to 64 as they are
     },
 }
@@ -88,8 +89,14 @@ RL_S_CHOICES = {
     "features": "small",
 }
 RL_S2_CHOICES = {
-    **RL_S_CHOICES, "stem": "conv3_max", "first_residual": "fused", "second": "none", "n_last": "0", "grid": "12"
-}  # fmt: skip
+    **RL_S_CHOICES,
+    "stem": "conv3_max",
+    "first_residual": "fused",
+    "second": "none",
+    "n_last": "0",
+    "grid": "12",
+    "features": "medium",
+}
 RL_M2_CHOICES = {**RL_S2_CHOICES, "first": "fused_max"}
 
 
