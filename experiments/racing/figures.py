@@ -62,6 +62,11 @@ def draw_scores(races: Races, path: Path) -> None:
     save(figure, path)
 
 
+def legend_columns(labels: Sequence[str]) -> int:
+    """Columns of a legend that fit above a figure, whose width takes some 64 letters."""
+    return max(1, min(4, 64 // (6 + max(map(len, labels)))))  # 6 for the line and what is between two
+
+
 def draw_published(axis: Axes, game: str, end: float) -> None:
     """Published scores of NatureCNN up to the end of the runs: a baseline below them would be a weak one."""
     points = {timesteps: score for timesteps, score in NATURE_PPO_SCORES.get(game, {}).items() if timesteps <= end}
@@ -87,7 +92,8 @@ def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
         label_axis(axis, "", "")
     figure.supxlabel(clock_label, fontsize="medium")
     figure.supylabel("raw score, last 100 games", fontsize="medium")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels), frameon=False)
     save(figure, path)
 
 
