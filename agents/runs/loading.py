@@ -122,9 +122,10 @@ def games_of(config: dict[str, Any]) -> Games:
     """
     family = config.get("family", "atari")
     check_choice("family", family, tuple(FAMILIES))
+    resolve = FAMILIES[family].resolve_game if "family" in config else resolve_game
     levels = config.get("levels")
     mode = levels.get("distribution_mode", Games.mode) if isinstance(levels, dict) else Games.mode
-    return Games(FAMILIES[family].resolve_game(config["game"]), mode=mode)
+    return Games(resolve(config["game"]), mode=mode)
 
 
 def _build(config: dict[str, Any], games: Games, device: str) -> BaseAlgorithm:

@@ -17,7 +17,6 @@ from agents.dqn import DQNHyperparameters
 from agents.ppo import LOOPS, PPOHyperparameters
 from agents.runs import families, train_run
 from agents.runs.config import DQNConfig, PPOConfig, command_line
-from agents.runs.families import Family
 from agents.runs.folder import RunFolder
 from agents.runs.lock import FolderInUseError
 from agents.runs.resuming import recorded_config
@@ -123,8 +122,7 @@ def test_failure_closes_the_environments_and_releases_the_folder(where, monkeypa
     def fail(*_):
         raise RuntimeError("broken")
 
-    row = Family(atari.resolve_game, watched, atari.make_evaluation_env)
-    monkeypatch.setitem(families.FAMILIES, "atari", row)
+    monkeypatch.setitem(families.FAMILIES, "atari", replace(atari, make_env=watched))
     if where == "build":
         monkeypatch.setattr(PPOConfig, "build", fail)
     config = replace(TINY, run_dir=runs.Path("run").absolute())
@@ -147,7 +145,7 @@ def test_another_family_of_games_is_a_row(monkeypatch):
     atari = families.FAMILIES["atari"]
     with pytest.raises(KeyError):
         train_run(Coins(), quiet=True)
-    row = Family(lambda game: f"coins_{game}", atari.make_env, atari.make_evaluation_env)
+    row = replace(atari, resolve_game=lambda game: f"coins_{game}")
     monkeypatch.setitem(families.FAMILIES, "coins", row)
     outcome = train_run(Coins(**vars(TINY)), quiet=True)
     assert outcome.folder.name.startswith("coins_pong__ppo__rl_s__s0__")
