@@ -186,7 +186,7 @@ def report(scores: list[float], games: Games) -> list[str]:
         return ["no game ended"]
     evaluation = Evaluation.of(scores)
     scaled = normalised_text(games.game, evaluation.mean, games.mode)
-    return [f"mean         {evaluation}", f"{SCALES[family_of(games.game)]} {scaled}"]
+    return [f"mean         {evaluation}", f"{SCALES[family_of(games.game)]:<12} {scaled}"]
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def games_of(config: dict[str, Any]) -> Games:
     """What a recorded run was trained on.
 
     Raises:
-        ValueError: For a kind of game, a game or a mode that does not exist.
+        ValueError: For a kind of game or a game that does not exist; a mode is looked at when its games are made.
     """
     family = config.get("family", "atari")
     check_choice("family", family, tuple(FAMILIES))

@@ -80,6 +80,13 @@ def test_published_again_it_is_replaced(run, short_games, tmp_path):
     load_run(tmp_path / "pong__ppo__rl_s__s3", "cpu")
 
 
+def test_a_folder_without_a_checkpoint_is_no_stopped_run(run, short_games, tmp_path, capsys):
+    publish_agent.main(["--run", str(run[0]), "--games", "1", "--agents-dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        publish_agent.main(["--run", str(tmp_path / "pong__ppo__rl_s__s3"), "--stopped"])
+    assert "has no sound checkpoint" in capsys.readouterr().err
+
+
 def test_a_stopped_run_is_published_where_it_is_asked_for(run, short_games, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
