@@ -125,11 +125,9 @@ def read_finished(folder: Path, stopped: bool = False) -> FinishedRun:
     total = settings.get("total_timesteps")
     if type(total) is not int:
         raise ValueError(f"{folder}/config.yml has total_timesteps {total!r}, which is no number of timesteps.")
-    done = timesteps_of(checkpoint) if checkpoint else 0
     if checkpoint is None:
-        raise ValueError(
-            f"{folder} has no sound checkpoint; name the folder of a run, and train it with --resume first."
-        )
+        raise ValueError(f"{folder} has no sound checkpoint; name the folder of a run that has trained.")
+    done = timesteps_of(checkpoint)
     if done < total and not stopped:
         raise ValueError(
             f"{folder} stands at timestep {done:,} of {total:,}; train it to the end with --resume first, or say "
