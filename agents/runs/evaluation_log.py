@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -68,7 +70,7 @@ def evaluate_and_log(
     scalars = {f"{tag}/{name}": value for name, value in evaluation_scalars(evaluation, env).items()}
     for file in tensorboard_files(model):
         file.add(scalars, model.num_timesteps)
-        file.add_summary(_as_image(f"{tag}/play", moving, clip[0].shape), model.num_timesteps)
+        file.add_summary(_as_image(f"{tag}/play", moving), model.num_timesteps)
     return evaluation
 
 
@@ -107,7 +109,8 @@ def record_clip(model: BaseAlgorithm, env: NativeVecEnv, n_timesteps: int, seed:
     return screens
 
 
-def _as_image(tag: str, gif: bytes, shape: tuple[int, ...]) -> Summary:
+def _as_image(tag: str, gif: bytes) -> Summary:
     """What TensorBoard shows under Images, where a GIF moves."""
-    image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=gif)
+    width, height = Image.open(io.BytesIO(gif)).size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
     return Summary(value=[Summary.Value(tag=tag, image=image)])

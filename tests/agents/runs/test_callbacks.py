@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.encoders import encoder_of
 from agents.play.evaluate import Evaluation
+from agents.play.video import SMALL, gif
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs import callbacks, evaluation_log
 from agents.runs import session as training
@@ -191,3 +192,10 @@ def test_a_clip_has_the_first_screen_and_one_a_timestep():
     clip = record_clip(model, short_env(), 10)
     assert len(clip) == 11 and clip[0].shape == (210, 160, 3)
     assert all(np.array_equal(a, b) for a, b in zip(clip, record_clip(model, short_env(), 10), strict=True))
+
+
+def test_the_clip_in_tensorboard_says_the_size_it_has():
+    """Procgen's screens of 64x64 are magnified."""
+    clip = gif([np.zeros((64, 64, 3), np.uint8)], 4, height=SMALL)
+    (value,) = evaluation_log._as_image("eval/play", clip).value
+    assert (value.image.width, value.image.height) == (192, 192)
