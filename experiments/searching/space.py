@@ -46,9 +46,10 @@ SPACE: dict[str, dict[str, Any]] = {
         "patch4_relu": {"kernel_size": 4, "stride": 4},
         "overlap8": {"kernel_size": 8, "stride": 4, "activation": False},
         "conv3": {"kernel_size": 3, "stride": 2},
-        "conv3_max": {"kernel_size": 3, "stride": 2, "activation": False},  # and a max pool
+        "conv3_max": {"kernel_size": 3, "stride": 2, "activation": False},  # with a max pool behind it
+        "patch2_max": {"kernel_size": 2, "stride": 2, "activation": False},
     },
-    "width": {"16": 16, "24": 24, "32": 32},
+    "width": {"12": 12, "16": 16, "24": 24, "32": 32},
     "expansion": {"narrow": (1, 4 / 3, 2), "wide": (2, 2, 3)},  # of first, second and last blocks
     "first": _STRIDED,
     "first_residual": {"none": None, "fused": None, "ib3": _UIB_KERNELS["ib3"], "convnext3": _UIB_KERNELS["convnext3"]},
@@ -98,6 +99,7 @@ RL_S2_CHOICES = {
     "features": "medium",
 }
 RL_M2_CHOICES = {**RL_S2_CHOICES, "first": "fused_max"}
+KNOWN_CHOICES = (RL_S_CHOICES, RL_S2_CHOICES, RL_M2_CHOICES)
 
 
 def pick(choose: Callable[[str, Sequence[str]], str]) -> dict[str, str]:
@@ -129,7 +131,7 @@ def spec_of(picked: Mapping[str, str]) -> NetworkSpec:
     strided = [] if picked["second"] == "none" else _blocks(picked["second"], value["second"], final, second, 2)
     late = _blocks(picked["last"], value["last"], final, last, 1) * value["n_last"]
     late += _attention(picked["attention"], final)
-    pooled = (PoolSpec(),) if picked["stem"] == "conv3_max" else ()
+    pooled = (PoolSpec(),) if picked["stem"].endswith("_max") else ()
     stages = (pooled, tuple(early), tuple(strided), tuple(late))
     return replace(
         RL_S,

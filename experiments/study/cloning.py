@@ -7,7 +7,7 @@ not. It says nothing about exploration, or about updates that overshoot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,18 +141,24 @@ def _play(policy: Any, env: VecEnv, timesteps: int, generator: th.Generator) -> 
 
 
 def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Learnt:
+    """What a fresh agent with this encoder has learnt after so many updates, see :func:`clone_to`."""
+    (learnt,) = clone_to(encoder, lesson, seed, (updates,))
+    return learnt
+
+
+def clone_to(encoder: str, lesson: Lesson, seed: int, marks: Sequence[int]) -> Iterator[Learnt]:
     """Teach a fresh agent with this encoder, by PPO's Adam, learning rate and gradient clipping.
 
     Args:
         encoder: A name that :func:`agents.encoders.policy_kwargs` knows.
         lesson: What :func:`record` gave.
         seed: Seed of the weights and of the batches.
-        updates: Steps of Adam.
+        marks: Steps of Adam, rising, after which it is examined; it learns on from one to the next.
     """
     h, train = PRESETS[family_of(lesson.game)], lesson.train
     policy = _fresh_policy(encoder, lesson.game, h, seed)
     generator = np.random.default_rng(seed)
-    for _ in range(updates):
+    for update in range(1, marks[-1] + 1):
         chosen = th.as_tensor(generator.integers(len(train.values), size=BATCH))
         logits, values = _outputs(policy, train.observations[chosen])
         value_loss = F.mse_loss(values, train.values[chosen])
@@ -161,7 +167,8 @@ def clone(encoder: str, lesson: Lesson, seed: int, updates: int = UPDATES) -> Le
         loss.backward()
         th.nn.utils.clip_grad_norm_(policy.parameters(), h.max_grad_norm)
         policy.optimizer.step()
-    return examine(policy, lesson)
+        if update in marks:
+            yield examine(policy, lesson)
 
 
 def _fresh_policy(encoder: str, game: str, h: PPOHyperparameters, seed: int) -> ActorCriticPolicy:

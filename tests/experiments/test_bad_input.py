@@ -204,6 +204,7 @@ MISTAKES = [
     Mistake(export_agent, "nowhere", "nowhere"),
     Mistake(push_agent, "empty user/name", "empty"),
     Mistake(search, "--search-dir out --n-candidates -1", "n_candidates must lie in"),
+    Mistake(search, "--search-dir out --by copies --games procgen/leaper", "has no agent of procgen/leaper"),
     Mistake(benchmark_gpu, "--results-dir out --device cpu --budget-seconds 0", "budget_seconds must lie in"),
     Mistake(draw_network, "--results-dir out --encoder rl_x", "Did you mean 'rl_s'"),
     Mistake(draw_network, "--results-dir file", "cannot be made"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from experiments.cli.command import parse
-from experiments.searching.studying import SearchConfig, open_study
+from experiments.searching.config import SearchConfig
+from experiments.searching.studying import open_study
 from tests.scale.nodes import TINY, finish, gone, kill, start, wait_for
 
 QUICK = "--batch 8 --rounds 1 --min-seconds 0 --budget 1000 --rungs 2 --reduction 2 --total-timesteps 2048"

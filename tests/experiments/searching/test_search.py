@@ -13,13 +13,16 @@ from agents import encoders
 from agents.runs.config import ProcgenPPOConfig
 from agents.runs.lock import FolderInUseError
 from experiments import search
-from experiments.searching import studying
+from experiments.cli.results import read_csv
+from experiments.searching import scoring, space, studying
+from experiments.searching.config import SearchConfig
 from experiments.searching.space import spec_of
-from experiments.searching.studying import SearchConfig, open_study, run_search
+from experiments.searching.studying import open_study, run_search
+from experiments.searching.table import candidates_table, options_table
 from mnv4_rl.models import specs
 from mnv4_rl.models.specs import NetworkSpec
 
-COSTS = {16: 0.5, 24: 0.8, 32: 1.5}
+COSTS = {12: 0.4, 16: 0.5, 24: 0.8, 32: 1.5}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def made_up():
         return SimpleNamespace(finished=True, score=config.total_timesteps / 100 / spec.head.grid)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studying, "train_run", train)
+        patch.setattr(scoring, "train_run", train)
         patch.setattr(studying, "relative_cost", lambda spec, config: COSTS[spec.stem.out_channels])
         patch.setattr(optuna.samplers, "TPESampler", partial(optuna.samplers.TPESampler, seed=0))
         yield runs
@@ -80,7 +83,26 @@ def test_rungs_end_those_that_fall_behind_and_score_all_games(study):
     assert study.best.intermediate_values[100] == best
 
 
-def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, tmp_path):
+def test_a_search_begins_with_the_rows_that_are_known(made_up, tmp_path):
+    found = run_search(config(tmp_path, n_candidates=4, budget=2)).trials
+    known = [spec_of(choices).name for choices in space.KNOWN_CHOICES]
+    assert [trial.user_attrs["candidate"] for trial in found[:3]] == known
+    assert found[3].user_attrs["candidate"] not in known
+
+
+def test_an_interrupted_candidate_is_tried_again(made_up, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scoring, "train_run", interrupted)
+        run_search(config(tmp_path, n_candidates=1))
+    ended = [trial for trial in run_search(config(tmp_path, n_candidates=3)).trials if trial.state in studying._ended()]
+    assert {trial.user_attrs["candidate"] for trial in ended} == {spec_of(row).name for row in space.KNOWN_CHOICES}
+
+
+def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, monkeypatch, tmp_path):
+    monkeypatch.setattr(studying, "KNOWN_CHOICES", ())
     made_up.clear()
     run_search(config(tmp_path, n_candidates=2, budget=2))
     goes_on = run_search(config(tmp_path, n_candidates=4, budget=2))  # its sampler proposes the same two again
@@ -94,6 +116,7 @@ def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, tmp_path)
 def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeypatch):
     """A process that was killed leaves a trial that is running for ever."""
     monkeypatch.setattr(studying, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(studying, "KNOWN_CHOICES", ())
     ours = config(tmp_path, n_candidates=1)
     study = open_study(ours)
     dead = study.ask()
@@ -119,6 +142,9 @@ def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeyp
         ({"total_timesteps": 8}, "rungs"),
         ({"reduction": 1}, "reduction"),
         ({"name": "a/b"}, "name"),
+        ({"by": "copies", "what": "settings"}, "--by reward"),
+        ({"by": "copies", "games": ("procgen/leaper",)}, "has no agent of procgen/leaper"),
+        ({"by": "copies", "games": ("procgen/starpilot",), "updates": 8}, "updates=8 is too little for 3 rungs"),
         ({"jobs": 2}, "--engine ray"),
         ({"address": "auto"}, "--engine ray"),
     ],
@@ -151,6 +177,29 @@ def test_command_shows_every_candidate_and_the_best_row_as_code(made_up, tmp_pat
     assert capsys.readouterr().out == out
 
 
+def test_every_candidate_is_in_a_csv_from_which_the_tables_are_made(study, made_up, tmp_path, capsys):
+    flags = "--games procgen/starpilot --n-candidates 5 --total-timesteps 900 --budget 2 --search-dir".split()
+    search.main([*flags, str(tmp_path)])
+    out = capsys.readouterr().out
+    rows = read_csv(tmp_path / "encoders" / "candidates.csv")
+    assert len(rows) == 5 and all(float(row["cost"]) > 0 for row in rows)
+    assert f"{candidates_table(rows)}\n\n{options_table(rows)}\n" in out
+    for row in rows:
+        picked = {name: row[name] for name in space.SPACE if row[name]}
+        assert spec_of(picked).name == row["candidate"]
+
+
+def test_options_are_compared_at_the_first_rung_that_all_came_to():
+    def row(stem, first, last=""):
+        return {"candidate": "c", "cost": "0.5", "score_3": first, "score_9": last, "stem": stem, "width": "16"}
+
+    rows = [row("conv3", "0.4", "0.9"), row("conv3", "0.2"), row("patch4", "0.1", "0.3"), row("overlap8", "")]
+    assert options_table(rows).splitlines()[2:] == [
+        "| stem | patch4 | 1 | 0.100 | 0.300 |",
+        "| stem | conv3 | 2 | 0.300 | 0.900 |",
+    ]
+
+
 def test_missing_optuna_is_one_line_with_the_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit) as refused:
@@ -170,7 +219,7 @@ def test_missing_ray_is_one_line_with_the_command(monkeypatch, tmp_path, capsys)
 def test_a_study_may_be_in_a_database(made_up, tmp_path):
     url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     run_search(config(tmp_path, n_candidates=1, storage=url))
-    assert len(open_study(config(tmp_path, storage=url)).trials) == 1
+    assert [trial.state.name for trial in open_study(config(tmp_path, storage=url)).trials][:1] == ["COMPLETE"]
     assert open_study(config(tmp_path)).trials == []
 
 
@@ -186,7 +235,7 @@ def test_a_candidate_that_another_process_tries_is_left_to_it(made_up, monkeypat
     def busy(*_):
         raise FolderInUseError("in use")
 
-    monkeypatch.setattr(studying, "train_to", busy)
+    monkeypatch.setattr(scoring, "train_to", busy)
     monkeypatch.setattr(studying, "relative_cost", lambda spec, config: 0.5)
     study = run_search(config(tmp_path, n_candidates=1))
-    assert [trial.state.name for trial in study.trials] == ["PRUNED"]
+    assert [trial.state.name for trial in study.trials if trial.state.is_finished()] == ["PRUNED"]

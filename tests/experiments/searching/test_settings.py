@@ -13,9 +13,10 @@ from agents.ppo import PRESETS, PPOHyperparameters, check_rollout
 from agents.runs.config import PPOConfig
 from experiments import search
 from experiments.cli.command import parse
-from experiments.searching import studying
+from experiments.searching import scoring, studying
+from experiments.searching.config import SearchConfig
 from experiments.searching.settings import SETTINGS, name_of, relative_updates, settings_of
-from experiments.searching.studying import SearchConfig, run_search
+from experiments.searching.studying import run_search
 
 POINTS = st.fixed_dictionaries({name: st.sampled_from(list(options)) for name, options in SETTINGS.items()})
 
@@ -42,7 +43,7 @@ def test_search_trains_one_encoder_with_every_candidates_settings(monkeypatch, t
         runs.append(config)
         return SimpleNamespace(finished=True, score=-10 - abs(math.log10(config.ppo.learning_rate / 5e-4)))
 
-    monkeypatch.setattr(studying, "train_run", train)
+    monkeypatch.setattr(scoring, "train_run", train)
     monkeypatch.setattr(studying, "relative_cost", lambda *_: pytest.fail("settings cost no other pass"))
     flags = (
         f"--what settings --encoder nature --games pong --total-timesteps 900 --n-candidates 8 --search-dir {tmp_path}"

@@ -8,7 +8,7 @@ import torch as th
 
 from agents.ppo import build_ppo
 from experiments.study import cloning
-from experiments.study.cloning import Lesson, Play, as_rewards_teach, clone, examine, published_agent, record
+from experiments.study.cloning import Lesson, Play, as_rewards_teach, clone, clone_to, examine, published_agent, record
 from mnv4_rl.agent_files import save_agent
 from mnv4_rl.atari import make_atari_env
 
@@ -76,6 +76,13 @@ def test_the_scale_is_0_for_the_mean_and_1_for_the_agent_itself(monkeypatch):
 def test_the_same_seed_gives_the_same_numbers():
     lesson = lesson_of(th.arange(N) % 2 == 0)
     assert clone("nature", lesson, 3, updates=2) == clone("nature", lesson, 3, updates=2)
+
+
+def test_an_examination_on_the_way_changes_nothing():
+    lesson = lesson_of(th.arange(N) % 2 == 0)
+    alone = [clone("nature", lesson, 3, updates=updates) for updates in (1, 3)]
+    assert list(clone_to("nature", lesson, 3, (1, 3))) == alone
+    assert alone[0] != alone[1]
 
 
 def test_play_is_recorded_from_the_agents_own_states(tmp_path):
