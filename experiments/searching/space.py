@@ -61,6 +61,7 @@ SPACE: dict[str, dict[str, Any]] = {
     "start": {  # of a network without norms
         "plain": StartSpec(skip_gain=0.5),
         "moving": StartSpec(skip_gain=0.5, static_gain=0.3, weight_rms=0.06),
+        "static": StartSpec(skip_gain=0.5, static_gain=0.3),
     },
     "grid": {"12": 12, "6": 6, "4": 4, "3": 3, "2": 2, "1": 1},
     "squeeze": {"0": 0, "16": 16, "32": 32},
