@@ -72,6 +72,12 @@ def check_tuning(games: Iterable[str], seeds: Iterable[int]) -> None:
         _refuse("seed", seeds & set(benchmark.test_seeds), benchmark.tuning_seeds)
 
 
+def kept_for_test(games: Iterable[str]) -> list[str]:
+    """Those of some games that are kept for the test."""
+    kept = {game for benchmark in PROTOCOL.values() for game in benchmark.test_games}
+    return [game for game in games if game in kept]
+
+
 def _refuse(what: str, kept: Iterable[object], instead: tuple[object, ...]) -> None:
     if kept:
         raise ValueError(

@@ -18,6 +18,7 @@ from experiments.racing.matrix import (
     in_whole_runs,
     relative_speed,
 )
+from experiments.racing.protocol import FROZEN_COMMIT, kept_for_test
 from experiments.racing.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
 from experiments.racing.reporting import UNITS, ReportConfig, estimate, improvement
 from mnv4_rl.games import family_of
@@ -49,6 +50,7 @@ def table(races: Races, config: ReportConfig) -> str:
     seeds_note = _SEEDS_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
     what = _NOTE.format(reference=config.reference, scale=scale(races))
     note = f"{what} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
+    note = " ".join([note, *freeze_notes(races)])
     made_by = f"Made by `{command_line(config)}`."
     return "\n".join([markdown_table(header, rows), "", note, "", made_by, ""])
 
@@ -56,6 +58,16 @@ def table(races: Races, config: ReportConfig) -> str:
 def scale(races: Races) -> str:
     """What 0 and 1 mean on the scales of the games."""
     return " and ".join(dict.fromkeys(_SCALES[family_of(game)] for game in races.games))
+
+
+def freeze_notes(races: Races) -> list[str]:
+    """What a reader of test games has to know: docs/protocol.md."""
+    if not (games := kept_for_test(races.games)):
+        return []
+    seeds = f"{', '.join(games)} with seeds {', '.join(map(str, races.seeds))}"
+    if FROZEN_COMMIT is None:
+        return [f"No test: {seeds} ran before the encoders were frozen."]
+    return [f"Test games: {seeds}, encoders and settings frozen by commit {FROZEN_COMMIT}."]
 
 
 def command_line(config: ReportConfig) -> str:

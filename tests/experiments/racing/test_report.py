@@ -10,6 +10,7 @@ import pytest
 from experiments import report
 from experiments.cli.command import parse
 from experiments.cli.results import RESULTS
+from experiments.racing import table as racing_table
 from experiments.racing.matrix import (
     common_grid,
     cost_to_reach,
@@ -26,7 +27,8 @@ from experiments.racing.results import RaceRun, write_race
 from experiments.racing.table import command_line, table
 
 # Pong's reference scores are -20.7 and 14.6, Breakout's 1.7 and 30.5.
-HUMAN, RANDOM = {"pong": 14.6, "breakout": 30.5}, {"pong": -20.7, "breakout": 1.7}
+HUMAN = {"pong": 14.6, "breakout": 30.5, "qbert": 13455.0}
+RANDOM = {"pong": -20.7, "breakout": 1.7, "qbert": 163.9}
 
 
 def run_of(encoder, seed, final, game="pong", cpu_a_step=0.01, n_points=11, total=1000):
@@ -103,6 +105,21 @@ def test_a_games_curve_is_the_mean_over_its_seeds_inside_its_interval(config):
     assert normalised("pong", mean.point) == pytest.approx(np.linspace(0, 0.81, 5))
     assert normalised("pong", mean.low[-1]) == pytest.approx(0.80, abs=0.004)
     assert normalised("pong", mean.high[-1]) == pytest.approx(0.82, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "said"),
+    [
+        (None, "No test: qbert with seeds 100 ran before"),
+        ("abc123", "qbert with seeds 100, encoders and settings frozen"),
+    ],
+)
+def test_a_table_of_test_games_says_when_the_encoders_were_frozen(frozen, said, config, monkeypatch):
+    monkeypatch.setattr(racing_table, "FROZEN_COMMIT", frozen)
+    runs = [run_of(encoder, 100, 0.5, game) for encoder in ("nature", "rl_s") for game in ("pong", "qbert")]
+    text = table(full_matrix(runs, "nature"), config)
+    assert said in text and (frozen or "No test") in text
+    assert "frozen" not in table(full_matrix([run for run in runs if run.game == "pong"], "nature"), config)
 
 
 def test_published_scores_stand_beside_runs_of_their_length(config):
