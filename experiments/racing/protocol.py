@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 REFERENCE = "nature"  # every encoder is compared with it
-FROZEN_COMMIT: str | None = None  # the commit that froze the encoders to be tested; None while they may still change
+FROZEN_COMMIT: str | None = "8b27d3cefa69"  # rl_s2 and rl_m2 and PPO's presets; None while they may still change
 
 
 @dataclass(frozen=True, kw_only=True)
