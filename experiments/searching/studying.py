@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 HEARTBEAT_SECONDS = 60  # a process that says nothing for three of them is taken for dead, and its candidate tried again
 _OF_THE_STUDY = (
+    "by",  # first: a study without it is older than the flag
     "what",
-    "by",
     "encoder",
     "games",
     "seed",
@@ -112,10 +112,10 @@ def open_study(config: SearchConfig) -> optuna.Study:
     )
     # Unseeded: every process and call proposes candidates of its own.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
-    settings = {name: value for name, value in asdict(config).items() if name in _OF_THE_STUDY}
-    settings["games"] = [resolve_game(game) for game in config.games]
+    given = asdict(config) | {"games": [resolve_game(game) for game in config.games]}
+    settings = {name: given[name] for name in _OF_THE_STUDY}
     known = study.user_attrs
-    older = asdict(SearchConfig()) if known else settings  # a flag that is younger than the study has its default
+    older = asdict(SearchConfig()) if known and "by" not in known else settings
     for name, value in settings.items():
         found = known.get(name, older[name])
         if found != value:

@@ -1,6 +1,8 @@
 """The search on runs that are made up from their candidate's row."""
 
+import contextlib
 import re
+import sqlite3
 import sys
 import time
 from functools import partial
@@ -159,6 +161,15 @@ def test_another_studys_settings_are_refused(made_up, tmp_path):
     run_search(config(tmp_path, n_candidates=1))
     with pytest.raises(ValueError, match=r"budget=1\.0.*--name"):
         run_search(config(tmp_path, budget=0.5))
+
+
+def test_a_study_older_than_copies_is_one_by_reward(made_up, tmp_path):
+    run_search(config(tmp_path, n_candidates=1))
+    with contextlib.closing(sqlite3.connect(config(tmp_path).path / "study.db")) as database, database:
+        database.execute("delete from study_user_attributes where key in ('by', 'updates')")
+    with pytest.raises(ValueError, match="by='reward', this one 'copies'"):
+        open_study(config(tmp_path, by="copies"))
+    assert open_study(config(tmp_path)).user_attrs["by"] == "reward"
 
 
 def test_command_shows_every_candidate_and_the_best_row_as_code(made_up, tmp_path, capsys):
