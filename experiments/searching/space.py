@@ -100,7 +100,7 @@ RL_S2_CHOICES = {
     "features": "medium",
 }
 RL_M2_CHOICES = {**RL_S2_CHOICES, "first": "fused_max"}
-KNOWN_CHOICES = (RL_S_CHOICES, RL_S2_CHOICES, RL_M2_CHOICES)
+KNOWN_CHOICES = {"rl_s": RL_S_CHOICES, "rl_s2": RL_S2_CHOICES, "rl_m2": RL_M2_CHOICES}
 
 
 def pick(choose: Callable[[str, Sequence[str]], str]) -> dict[str, str]:

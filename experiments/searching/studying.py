@@ -60,7 +60,7 @@ def run_search(config: SearchConfig) -> optuna.Study:
     study = open_study(config)
     left = _n_left(config, study)
     if left > 0 and config.what == "encoder":
-        for choices in KNOWN_CHOICES:  # what is known is where a search begins, and what it has to beat
+        for choices in KNOWN_CHOICES.values():  # what is known is where a search begins, and what it has to beat
             study.enqueue_trial(choices, skip_if_exists=True)
     if left > 0 and config.engine == "ray":
         results = run_all(config, try_candidate, [config] * left, config.path, n_cpus=config.threads)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from experiments.cli.results import markdown_table
 from experiments.searching.config import SearchConfig
 from experiments.searching.settings import SETTINGS
-from experiments.searching.space import SPACE
+from experiments.searching.space import KNOWN_CHOICES, SPACE, spec_of
 
 if TYPE_CHECKING:
     import optuna
@@ -25,11 +25,16 @@ def rows_of(study: optuna.Study, config: SearchConfig) -> list[dict[str, str]]:
     trials = [trial for trial in study.get_trials() if "cost" in trial.user_attrs]
     trials.sort(key=lambda trial: -max(trial.intermediate_values.items(), default=(0, 0.0))[1])
     trials.sort(key=lambda trial: -max(trial.intermediate_values, default=0))
-    rows = []
+    once: dict[str, optuna.trial.FrozenTrial] = {}  # a candidate that is proposed again is refused
     for trial in trials:
+        once.setdefault(trial.user_attrs["candidate"], trial)
+    known = {spec_of(choices).name: name for name, choices in KNOWN_CHOICES.items()}
+    rows = []
+    for trial in once.values():
         values = trial.intermediate_values
         scores = {f"{_SCORE}{mark}": f"{values[mark]:.3f}" if mark in values else "" for mark in config.marks}
-        cost = {"candidate": trial.user_attrs["candidate"], "cost": f"{trial.user_attrs['cost']:.2f}"}
+        candidate = trial.user_attrs["candidate"]
+        cost = {"candidate": known.get(candidate, candidate), "cost": f"{trial.user_attrs['cost']:.2f}"}
         rows.append(cost | scores | {name: trial.params.get(name, "") for name in _choices(config)})
     return rows
 

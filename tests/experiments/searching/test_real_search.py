@@ -32,7 +32,7 @@ def test_every_option_is_timed_as_a_neighbour_of_rl_s(monkeypatch, tmp_path):
 def test_a_search_by_copies_scores_what_clones_learn(monkeypatch, tmp_path):
     """Two updates of two candidates, from an hour's agent of a game and from labels that it drew."""
     played = []
-    monkeypatch.setattr(studying, "KNOWN_CHOICES", (RL_S_CHOICES, {**RL_S_CHOICES, "grid": "3"}))
+    monkeypatch.setattr(studying, "KNOWN_CHOICES", {"one": RL_S_CHOICES, "other": {**RL_S_CHOICES, "grid": "3"}})
     monkeypatch.setattr(scoring, "record", lambda game, *rest: played.append(game) or record(game, *rest, timesteps=60))
     scoring._lesson.cache_clear()
     ours = SearchConfig(by="copies", games=("pong",), updates=2, rungs=2, reduction=2, budget=1000, n_candidates=2,

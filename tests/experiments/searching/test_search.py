@@ -20,7 +20,7 @@ from experiments.searching import scoring, space, studying
 from experiments.searching.config import SearchConfig
 from experiments.searching.space import spec_of
 from experiments.searching.studying import open_study, run_search
-from experiments.searching.table import candidates_table, options_table
+from experiments.searching.table import candidates_table, options_table, rows_of
 from mnv4_rl.models import specs
 from mnv4_rl.models.specs import NetworkSpec
 
@@ -87,7 +87,7 @@ def test_rungs_end_those_that_fall_behind_and_score_all_games(study):
 
 def test_a_search_begins_with_the_rows_that_are_known(made_up, tmp_path):
     found = run_search(config(tmp_path, n_candidates=4, budget=2)).trials
-    known = [spec_of(choices).name for choices in space.KNOWN_CHOICES]
+    known = [spec_of(choices).name for choices in space.KNOWN_CHOICES.values()]
     assert [trial.user_attrs["candidate"] for trial in found[:3]] == known
     assert found[3].user_attrs["candidate"] not in known
 
@@ -100,17 +100,21 @@ def test_an_interrupted_candidate_is_tried_again(made_up, monkeypatch, tmp_path)
         patch.setattr(scoring, "train_run", interrupted)
         run_search(config(tmp_path, n_candidates=1))
     ended = [trial for trial in run_search(config(tmp_path, n_candidates=3)).trials if trial.state in studying._ended()]
-    assert {trial.user_attrs["candidate"] for trial in ended} == {spec_of(row).name for row in space.KNOWN_CHOICES}
+    assert {trial.user_attrs["candidate"] for trial in ended} == {
+        spec_of(row).name for row in space.KNOWN_CHOICES.values()
+    }
 
 
 def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, monkeypatch, tmp_path):
-    monkeypatch.setattr(studying, "KNOWN_CHOICES", ())
+    monkeypatch.setattr(studying, "KNOWN_CHOICES", {})
     made_up.clear()
     run_search(config(tmp_path, n_candidates=2, budget=2))
     goes_on = run_search(config(tmp_path, n_candidates=4, budget=2))  # its sampler proposes the same two again
     assert len(goes_on.trials) == 4 and len({trial.user_attrs["candidate"] for trial in goes_on.trials}) == 2
     assert made_up and len(made_up) == len(set(made_up))
     before = len(made_up)
+    rows = rows_of(goes_on, config(tmp_path))
+    assert len(rows) == 2 and all(row["score_900"] for row in rows[:1])
     run_search(config(tmp_path, n_candidates=4, budget=2))
     assert len(made_up) == before
 
@@ -118,7 +122,7 @@ def test_a_study_goes_on_where_it_was_and_tries_nothing_twice(made_up, monkeypat
 def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeypatch):
     """A process that was killed leaves a trial that is running for ever."""
     monkeypatch.setattr(studying, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(studying, "KNOWN_CHOICES", ())
+    monkeypatch.setattr(studying, "KNOWN_CHOICES", {})
     ours = config(tmp_path, n_candidates=1)
     study = open_study(ours)
     dead = study.ask()
@@ -176,7 +180,7 @@ def test_command_shows_every_candidate_and_the_best_row_as_code(made_up, tmp_pat
     flags = "--games procgen/starpilot --n-candidates 4 --total-timesteps 900 --search-dir".split()
     search.main([*flags, str(tmp_path)])
     out = capsys.readouterr().out
-    assert len(re.findall(r"^\| search_", out, re.M)) == 4
+    assert len(re.findall(r"^\| (search_|rl_)", out, re.M)) == 4
     code = out[out.index("NetworkSpec(") : out.index("\nstudy")]
     row = eval(code, vars(specs))
     assert isinstance(row, NetworkSpec)
@@ -194,10 +198,12 @@ def test_every_candidate_is_in_a_csv_from_which_the_tables_are_made(study, made_
     out = capsys.readouterr().out
     rows = read_csv(tmp_path / "encoders" / "candidates.csv")
     assert len(rows) == 5 and all(float(row["cost"]) > 0 for row in rows)
+    assert {"rl_s", "rl_s2", "rl_m2"} < {row["candidate"] for row in rows}
     assert f"{candidates_table(rows)}\n\n{options_table(rows)}\n" in out
     for row in rows:
         picked = {name: row[name] for name in space.SPACE if row[name]}
-        assert spec_of(picked).name == row["candidate"]
+        assert space.KNOWN_CHOICES.get(row["candidate"], picked) == picked
+        assert row["candidate"] in (*space.KNOWN_CHOICES, spec_of(picked).name)
 
 
 def test_options_are_compared_at_the_first_rung_that_all_came_to():
