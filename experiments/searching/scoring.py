@@ -71,6 +71,7 @@ SCORED: dict[str, Callable[[Candidate, SearchConfig], Iterator[Scores]]] = {"rew
 @cache
 def _lesson(game: str, seed: int) -> Lesson:
     """An agent's play with labels as noisy as reward, the same for all candidates."""
+    print(f"the agent of {game} plays for a minute or two, to be copied ...", flush=True)
     return as_rewards_teach(record(game, published_agent(game), seed), seed)
 
 
