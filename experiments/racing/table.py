@@ -50,7 +50,8 @@ def table(races: Races, config: ReportConfig) -> str:
     seeds_note = _SEEDS_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
     what = _NOTE.format(reference=config.reference, scale=scale(races))
     note = f"{what} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
-    note = " ".join([note, *freeze_notes(races)])
+    if tested := freeze_note(races):
+        note = f"{note} {tested}"
     made_by = f"Made by `{command_line(config)}`."
     return "\n".join([markdown_table(header, rows), "", note, "", made_by, ""])
 
@@ -60,14 +61,14 @@ def scale(races: Races) -> str:
     return " and ".join(dict.fromkeys(_SCALES[family_of(game)] for game in races.games))
 
 
-def freeze_notes(races: Races) -> list[str]:
-    """What a reader of test games has to know: docs/protocol.md."""
+def freeze_note(races: Races) -> str:
+    """What a reader of test games has to know (docs/protocol.md); "" where there are none."""
     if not (games := kept_for_test(races.games)):
-        return []
+        return ""
     seeds = f"{', '.join(games)} with seeds {', '.join(map(str, races.seeds))}"
     if FROZEN_COMMIT is None:
-        return [f"No test: {seeds} ran before the encoders were frozen."]
-    return [f"Test games: {seeds}, encoders and settings frozen by commit {FROZEN_COMMIT}."]
+        return f"No test: {seeds} ran before the encoders were frozen."
+    return f"Test games: {seeds}, encoders and settings frozen by commit {FROZEN_COMMIT}."
 
 
 def command_line(config: ReportConfig) -> str:

@@ -55,7 +55,7 @@ class SearchConfig(EngineConfig):
     updates: int = 150
     """With --by copies: steps of Adam of a candidate that is never stopped, on each game."""
     rungs: int = 3
-    """Times at which candidates are compared, the end included."""
+    """Times at which candidates are compared, the end included; 2 is enough for --by copies."""
     reduction: int = 3
     """One in so many goes on from a rung to the next, which is so many times as far."""
     seed: int = 0

@@ -23,11 +23,11 @@ def rows_of(study: optuna.Study, config: SearchConfig) -> list[dict[str, str]]:
     Columns: candidate, cost, ``score_MARK`` for every rung, and every choice.
     """
     trials = [trial for trial in study.get_trials() if "cost" in trial.user_attrs]
-    trials.sort(key=lambda trial: -max(trial.intermediate_values.items(), default=(0, 0.0))[1])
-    trials.sort(key=lambda trial: -max(trial.intermediate_values, default=0))
+    trials.sort(key=lambda trial: max(trial.intermediate_values.items(), default=(0, 0.0)), reverse=True)
     once: dict[str, optuna.trial.FrozenTrial] = {}  # a candidate that is proposed again is refused
     for trial in trials:
         once.setdefault(trial.user_attrs["candidate"], trial)
+    choices_of_it = SETTINGS if config.what == "settings" else SPACE
     known = {spec_of(choices).name: name for name, choices in KNOWN_CHOICES.items()}
     rows = []
     for trial in once.values():
@@ -35,12 +35,8 @@ def rows_of(study: optuna.Study, config: SearchConfig) -> list[dict[str, str]]:
         scores = {f"{_SCORE}{mark}": f"{values[mark]:.3f}" if mark in values else "" for mark in config.marks}
         candidate = trial.user_attrs["candidate"]
         cost = {"candidate": known.get(candidate, candidate), "cost": f"{trial.user_attrs['cost']:.2f}"}
-        rows.append(cost | scores | {name: trial.params.get(name, "") for name in _choices(config)})
+        rows.append(cost | scores | {name: trial.params.get(name, "") for name in choices_of_it})
     return rows
-
-
-def _choices(config: SearchConfig) -> Sequence[str]:
-    return list(SETTINGS if config.what == "settings" else SPACE)
 
 
 def candidates_table(rows: Sequence[dict[str, str]]) -> str:
