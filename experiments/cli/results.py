@@ -79,7 +79,17 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 SCALES = {"atari": "human-normalised", "procgen": "normalised"}  # what the field calls its scale
-_ENDS = {"atari": ("random play", "a human tester"), "procgen": ("the paper's lowest", "its highest return")}
+# What 0 and 1 are on it.
+SCALE_ENDS = {
+    "atari": ("random play", "a human tester"),
+    "procgen": ("the lowest return in Procgen's paper", "the highest"),
+}
+
+
+def scales(games: Iterable[str]) -> list[str]:
+    """The scales of games, each once: "human-normalised score (0 random play, 1 a human tester)"."""
+    kinds = dict.fromkeys(family_of(game) for game in games)
+    return [f"{SCALES[kind]} score (0 {low}, 1 {high})" for kind in kinds for low, high in [SCALE_ENDS[kind]]]
 
 
 def normalised_text(game: str, score: float, mode: str = "easy") -> str:
@@ -87,5 +97,5 @@ def normalised_text(game: str, score: float, mode: str = "easy") -> str:
     ends = reference_scores(game, mode)
     if ends is None:
         return "no reference scores for this game"
-    (low, high), (lowest, highest) = ends, _ENDS[family_of(game)]
+    (low, high), (lowest, highest) = ends, SCALE_ENDS[family_of(game)]
     return f"{(score - low) / (high - low):.2f} (0 is {lowest} at {low:g}, 1 {highest} at {high:g})"

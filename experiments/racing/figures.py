@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from experiments.cli.results import save_figure
+from experiments.cli.results import save_figure, scales
 from experiments.racing.curves import Curve
 from experiments.racing.matrix import Races, last_score, mean_clock, mean_curve
 from experiments.racing.published_scores import NATURE_PPO_SCORES
@@ -108,7 +108,7 @@ def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
             axis.plot(grid, iqm.point, label=encoder)
             axis.fill_between(grid, iqm.low, iqm.high, alpha=0.2)
         label_axis(axis, label, "")
-    figure.supylabel("score: 0 random play, 1 a human tester (interquartile mean)", fontsize="medium")
+    figure.supylabel("interquartile mean of the\n" + "\nand ".join(scales(races.games)), fontsize="medium")
     axes[0].legend(frameon=False)
     save(figure, path)
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from experiments.cli.results import markdown_table
+from experiments.cli.results import markdown_table, scales
 from experiments.racing.estimates import Estimate, interquartile_mean
 from experiments.racing.matrix import (
     Races,
@@ -21,7 +21,6 @@ from experiments.racing.matrix import (
 from experiments.racing.protocol import FROZEN_COMMIT, kept_for_test
 from experiments.racing.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
 from experiments.racing.reporting import UNITS, ReportConfig, estimate, improvement
-from mnv4_rl.games import family_of
 
 _NOTE = (
     "Scores: mean of the last 100 training games of each run. IQM: interquartile mean of the {scale}, "
@@ -32,10 +31,6 @@ _SEEDS_NOTE = (
     "Scores are means over {n_seeds} seeds, with the lowest and the highest; brackets are 95 % stratified-bootstrap "
     "intervals ({n_resamples} resamples)."
 )
-_SCALES = {
-    "atari": "human-normalised score (0 random play, 1 a human tester)",
-    "procgen": "normalised score (0 and 1 the lowest and highest return on easy levels in Procgen's paper)",
-}
 _ONE_SEED_NOTE = "One seed: there are no intervals, and a small difference means nothing."
 
 
@@ -48,17 +43,12 @@ def table(races: Races, config: ReportConfig) -> str:
     rows = [table_row(relative, encoder, config) for encoder in races.encoders]
     rows += published_row(races, len(header))
     seeds_note = _SEEDS_NOTE.format(n_resamples=config.n_resamples, n_seeds=len(races.seeds))
-    what = _NOTE.format(reference=config.reference, scale=scale(races))
+    what = _NOTE.format(reference=config.reference, scale=" and ".join(scales(races.games)))
     note = f"{what} {seeds_note if len(races.seeds) > 1 else _ONE_SEED_NOTE}"
     if tested := freeze_note(races):
         note = f"{note} {tested}"
     made_by = f"Made by `{command_line(config)}`."
     return "\n".join([markdown_table(header, rows), "", note, "", made_by, ""])
-
-
-def scale(races: Races) -> str:
-    """What 0 and 1 mean on the scales of the games."""
-    return " and ".join(dict.fromkeys(_SCALES[family_of(game)] for game in races.games))
 
 
 def freeze_note(races: Races) -> str:

@@ -60,7 +60,7 @@ def test_its_agent_is_watched_on_all_levels_of_the_mode_it_was_trained_on(run, t
     watch.main([str(run), "--episodes", "2", "--no-window", "--gif", str(tmp_path / "play.gif")])
     out = capsys.readouterr().out
     assert "plays procgen/starpilot, all easy levels" in out
-    assert "(0 is the paper's lowest at 2.5, 1 its highest return at 64)" in out
+    assert "(0 is the lowest return in Procgen's paper at 2.5, 1 the highest at 64)" in out
     assert Image.open(tmp_path / "play.gif").size == (384, 384)
     with pytest.raises(SystemExit):
         watch.main([str(run), "--protocol", "machado", "--no-window"])

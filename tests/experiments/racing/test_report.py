@@ -10,6 +10,7 @@ import pytest
 from experiments import report
 from experiments.cli.command import parse
 from experiments.cli.results import RESULTS
+from experiments.racing import figures
 from experiments.racing import table as racing_table
 from experiments.racing.matrix import (
     common_grid,
@@ -260,14 +261,18 @@ def test_a_game_without_reference_scores_is_refused():
         normalised("adventure", np.array(1.0))
 
 
-def test_procgen_is_reported_on_the_scale_of_its_paper(config):
+def test_procgen_is_reported_on_the_scale_of_its_paper(config, monkeypatch):
     """StarPilot's easy levels: 2.5 is 0 and 64 is 1."""
     runs = [replace(run, game="procgen/starpilot") for run in two_encoders() if run.game == "pong"]
     runs = [replace(run, points=run.points * 0 + [[0, 0, 0, 33.25]] + run.points * [[1, 1, 1, 0]]) for run in runs]
     races = full_matrix(runs, "nature")
     assert final_normalised(races, "rl_s").tolist() == [[0.5]] * 3
     text = table(races, config)
-    assert "Procgen's paper" in text and "human" not in text
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    figures.draw_iqm(races, config, config.results_dir)
+    for told in (text, drawn[0].get_supylabel()):
+        assert "Procgen's paper" in told and "human" not in told
 
 
 def test_faulty_races_leave_existing_files_alone(config, capsys):
