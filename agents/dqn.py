@@ -13,6 +13,7 @@ from torch.optim import Adam
 
 from agents.encoders import policy_kwargs
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.policies import PixelDQNPolicy
 from mnv4_rl.replay import AtariReplayBuffer
 
@@ -100,7 +101,7 @@ def update_rhythm(train_freq: int, gradient_steps: int, n_envs: int) -> tuple[in
 
 def build_dqn(
     env: VecEnv,
-    encoder: str = "rl_s",
+    encoder: str = DEFAULT_VARIANT,
     *,
     algo: str = "dqn",
     hyperparameters: DQNHyperparameters | None = None,

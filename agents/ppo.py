@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.device_ppo import DevicePPO
 from agents.encoders import policy_kwargs
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.rollout import DeviceRolloutBuffer
 
@@ -146,7 +147,7 @@ def linear_schedule(start: float, schedule_timesteps: int | None, total_timestep
 
 def build_ppo(
     env: VecEnv,
-    encoder: str = "rl_s",
+    encoder: str = DEFAULT_VARIANT,
     *,
     total_timesteps: int,
     hyperparameters: PPOHyperparameters | None = None,

@@ -23,6 +23,7 @@ import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from mnv4_rl import save_agent
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.rllib import rl_module, to_agent
 
 # SB3's options of Atari, for ALE's own vector environment: pictures (4, 84, 84) uint8.
@@ -66,7 +67,7 @@ def main(args: list[str] | None = None) -> None:
     """Train, print a line an iteration, and save the agent."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--game", default="ALE/Pong-v5", help="a game of ALE")
-    parser.add_argument("--encoder", default="rl_s", help="a name of mnv4_rl.list_models()")
+    parser.add_argument("--encoder", default=DEFAULT_VARIANT, help="a name of mnv4_rl.list_models()")
     parser.add_argument("--total-timesteps", type=int, default=1_000_000, help="agent timesteps in all")
     parser.add_argument("--env-runners", type=int, default=2, help="processes that play")
     parser.add_argument("--envs", type=int, default=4, help="games played side by side in each")

@@ -32,6 +32,7 @@ from experiments.study.cloning import EVERY, Lesson, as_rewards_teach, clone, pu
 from mnv4_rl.agent_files import AGENT
 from mnv4_rl.checks import Interval, check_range, check_ranges
 from mnv4_rl.games import resolve_game
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_csv
 
@@ -48,7 +49,7 @@ class CopyConfig:
     """The agent's game: any of ALE's, or of Procgen's, such as procgen/starpilot."""
     agent: Path | None = None
     """Folder of the agent: a checkpoint, or what save_agent wrote; the game's published agent by default."""
-    encoders: tuple[str, ...] = ("nature", "rl_s")
+    encoders: tuple[str, ...] = ("nature", DEFAULT_VARIANT)
     """nature, impala, impoola, or names of mnv4_rl.list_models()."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of weights and batches; the play that is copied is the same for all."""

@@ -32,6 +32,7 @@ from agents.runs.output import courteous_output
 from experiments.cli.command import parse, user_errors
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.checks import Interval, check_ranges
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.models.specs import NetworkSpec
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import write_csv
@@ -125,7 +126,7 @@ class CatchEnv(gym.Env):
         self.shade = int(self.np_random.integers(0, 100))
 
 
-def build_agent(env: VecEnv, encoder: str | NetworkSpec = "rl_s", seed: int = 0) -> PPO:
+def build_agent(env: VecEnv, encoder: str | NetworkSpec = DEFAULT_VARIANT, seed: int = 0) -> PPO:
     """SB3's PPO on pictures; everything but the encoder is the same for every encoder.
 
     Args:
@@ -156,7 +157,7 @@ _RANGES = {
 class Config:
     """Train encoders one after the other on CatchEnv and compare them."""
 
-    encoder: tuple[str, ...] = ("rl_s", "nature")
+    encoder: tuple[str, ...] = (DEFAULT_VARIANT, "nature")
     """Encoders by name, one run each: nature (SB3's NatureCNN) or a registered variant."""
     total_timesteps: int = 40_000
     """Environment steps of each run."""

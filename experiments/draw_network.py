@@ -22,7 +22,7 @@ from matplotlib.patches import FancyBboxPatch
 from experiments.cli.command import parse, user_errors
 from experiments.cli.results import ROOT, check_file_name, shown
 from mnv4_rl.checks import check_positive
-from mnv4_rl.models.registry import get_spec
+from mnv4_rl.models.registry import DEFAULT_VARIANT, get_spec
 from mnv4_rl.models.specs import (
     BlockSpec,
     ConvSpec,
@@ -46,7 +46,7 @@ WIDTH, HEIGHT, GAP = 3.4, 0.62, 0.38  # of a box, and between two, in inches
 class DrawConfig:
     """Draw a network's layers and maps as a picture."""
 
-    encoder: str = "rl_s"
+    encoder: str = DEFAULT_VARIANT
     """Any name of mnv4_rl.list_models()."""
     in_channels: int = 4
     """Image channels."""

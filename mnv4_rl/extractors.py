@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from mnv4_rl.checks import check_positive
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network, build
-from mnv4_rl.models.registry import get_spec
+from mnv4_rl.models.registry import DEFAULT_VARIANT, get_spec
 from mnv4_rl.models.specs import TIMM_PREFIX, GridHeadSpec, NetworkSpec, TimmSpec
 from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
@@ -213,7 +213,7 @@ class MNV4Extractor(ImageExtractor):
         self,
         observation_space: gym.Space,
         features_dim: int = 512,
-        variant: str | NetworkSpec | TimmSpec = "rl_s",
+        variant: str | NetworkSpec | TimmSpec = DEFAULT_VARIANT,
         normalized_image: bool = False,
         channels_last: bool | None = None,
         grid: int | None = None,

@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
 from mnv4_rl.extractors import MNV4Extractor
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.observations import is_bytes
 from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.weights.tensors import check_tensors, copy_tensors, own_tensors, portable
@@ -61,7 +62,7 @@ _PARTS = {
 _OURS = {ours: theirs for theirs, ours in _PARTS.items()}
 
 
-def rl_module(variant: Any = "rl_s", features_dim: int = 512, **extractor_kwargs: Any) -> RLModuleSpec:
+def rl_module(variant: Any = DEFAULT_VARIANT, features_dim: int = 512, **extractor_kwargs: Any) -> RLModuleSpec:
     """What ``PPOConfig.rl_module(rl_module_spec=...)`` takes: one of our encoders under policy and value.
 
     Args:

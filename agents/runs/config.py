@@ -18,6 +18,7 @@ from agents.encoders import policy_kwargs
 from agents.ppo import PRESETS, Loop, PPOHyperparameters, build_ppo, check_loop, check_rollout
 from agents.runs.families import FAMILIES, Family
 from mnv4_rl.checks import Interval, check_ranges
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS
 from mnv4_rl.procgen import ProcgenOptions
 
@@ -52,7 +53,7 @@ class RunConfig(ABC):
     """Any of ALE's games, by any common spelling."""
     total_timesteps: int = 1_000_000
     """Agent timesteps (decisions) to train; each is 4 emulator frames."""
-    encoder: str = "rl_s"
+    encoder: str = DEFAULT_VARIANT
     """nature, impala, impoola, or any name of mnv4_rl.list_models()."""
     seed: int = 0
     """Seed of weights, actions and games."""

@@ -20,6 +20,7 @@ from experiments.engines.config import EngineConfig
 from experiments.racing.results import read_races, run_name
 from mnv4_rl.checks import Interval, check_range, check_ranges
 from mnv4_rl.games import family_of, resolve_game
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS
 
 CONFIGS = {"atari": PPOConfig, "procgen": ProcgenPPOConfig}  # of one run, by the kind of games
@@ -40,7 +41,7 @@ class RaceConfig(EngineConfig):
 
     name: str
     """Name of the race: its folder under race_dir, and its CSV in results_dir."""
-    encoders: tuple[str, ...] = ("nature", "rl_s")
+    encoders: tuple[str, ...] = ("nature", DEFAULT_VARIANT)
     """Encoders: nature, impala, impoola, or names of mnv4_rl.list_models()."""
     games: tuple[str, ...] = ("pong",)
     """ALE's games, by any common spelling, or Procgen's, such as procgen/starpilot."""

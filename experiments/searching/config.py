@@ -15,6 +15,7 @@ from experiments.racing.protocol import check_tuning
 from experiments.study.cloning import published_agent
 from mnv4_rl.checks import Interval, check_positive, check_range, check_ranges
 from mnv4_rl.games import family_of, reference_scores, resolve_game
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS
 
 IMAGES = {"atari": (4, 84, 84), "procgen": (3, 64, 64)}
@@ -41,7 +42,7 @@ class SearchConfig(EngineConfig):
     by: Literal["reward", "copies"] = "reward"
     """What scores: the reward of PPO's runs, or how much of each game's published agent an encoder copies, which takes
     a minute on the CPU where a run takes an hour (docs/search.md)."""
-    encoder: str = "rl_s"
+    encoder: str = DEFAULT_VARIANT
     """Whose settings are searched."""
     games: tuple[str, ...] = ("procgen/starpilot",)
     """Games to choose by, all of Atari or all of Procgen; those kept for tests are refused."""
