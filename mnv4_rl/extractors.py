@@ -25,13 +25,19 @@ from torch import Tensor, fx, nn
 from mnv4_rl.checks import check_positive
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network, build
-from mnv4_rl.models.registry import DEFAULT_VARIANT, get_spec
+from mnv4_rl.models.registry import DEFAULT_VARIANT, get_spec, list_models
 from mnv4_rl.models.specs import TIMM_PREFIX, GridHeadSpec, NetworkSpec, TimmSpec
 from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
 from mnv4_rl.weights.pretrained import AS_IT_IS, Normalize, PretrainedWeights, freeze_trunk
 
+# An SB3 zip holds the policy_kwargs as they were passed: one that names no variant hangs on the default of its day.
+_OTHER_VARIANT = (
+    "These are the weights of the variant {name!r}, and this encoder is another. Pass variant={name!r} where it is "
+    "made; SB3's load takes it by custom_objects=dict(policy_kwargs=dict(features_extractor_class=MNV4Extractor, "
+    "features_extractor_kwargs=dict(variant={name!r}), ...)), beside the policy_kwargs that the agent had."
+)
 FAR_ABOVE = 10.0  # no image that was scaled, by whatever mean and deviation, is as bright
 
 
@@ -240,6 +246,26 @@ class MNV4Extractor(ImageExtractor):
             freeze_trunk(self.network)
         self.train()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """As torch's; weights that do not fit are called by their variant's name where it is one made for RL."""
+        error_msgs: list[str] = rest[-1]
+        prefix_length = len(f"{prefix}network.")
+        theirs = _shapes({key[prefix_length:]: value for key, value in state_dict.items()})
+        if isinstance(self.network, Network) and theirs != _shapes(self.network.state_dict()):
+            name = self._variant_with(theirs)
+            if name and (message := _OTHER_VARIANT.format(name=name)) not in error_msgs:  # SB3 holds it three times
+                error_msgs.append(message)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _variant_with(self, shapes: dict[str, th.Size]) -> str | None:
+        """The RL variant that would have weights of these shapes here; None if no one would."""
+        channels, height, width = self.image_shape
+        for name in list_models("rl"):
+            row = encoder_spec(get_spec(name), self.features_dim)
+            if _shapes(build(row, channels, 0, (height, width)).state_dict()) == shapes:
+                return name
+        return None
+
     def _check(self, observations: Tensor) -> None:
         """As :meth:`ImageExtractor._check`; FileNotFoundError if pretrained weights never came."""
         if self.weights is not None:
@@ -323,6 +349,10 @@ def encoder_spec(spec: Spec, features_dim: int, grid: int | None = None, keep_ba
     head = spec.head if isinstance(spec.head, GridHeadSpec) else GridHeadSpec()
     head = replace(head, features_dim=features_dim, grid=head.grid if grid is None else grid)
     return replace(spec if keep_batch_norm else spec.without_batch_norm(), head=head)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, th.Size]:
+    return {key: value.shape for key, value in state.items()}
 
 
 def check_dict_space(space: gym.Space) -> spaces.Dict:

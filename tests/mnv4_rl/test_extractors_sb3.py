@@ -127,6 +127,27 @@ def test_actor_and_critic_share_an_extractor_only_when_asked(
     assert_learns_saves_and_loads(agent, tmp_path)
 
 
+@pytest.mark.parametrize("saved", ["rl_s", "rl_s2"])
+def test_a_zip_of_another_variant_says_which_and_loads_as_told(saved: str, tmp_path: Path) -> None:
+    """As when a zip that named no variant meets a version with another default."""
+    agent = make_agent(PPO, features_extractor_kwargs=dict(variant=saved))
+    agent.save(tmp_path / "agent")
+    told = dict(agent.policy_kwargs, features_extractor_kwargs=dict(variant="rl_m"))
+    with pytest.raises(RuntimeError, match=f"weights of the variant '{saved}'") as refused:
+        PPO.load(tmp_path / "agent", device="cpu", custom_objects=dict(policy_kwargs=told))
+    assert str(refused.value).count("weights of the variant") == 1
+    told["features_extractor_kwargs"] = dict(variant=saved)
+    loaded = PPO.load(tmp_path / "agent", device="cpu", custom_objects=dict(policy_kwargs=told))
+    assert same_weights(snapshot(loaded.policy), snapshot(agent.policy))
+
+
+def test_weights_of_no_variant_for_rl_are_called_nothing() -> None:
+    space = spaces.Box(0, 255, (3, 16, 20), np.uint8)
+    with pytest.raises(RuntimeError, match="size mismatch") as refused:
+        MNV4Extractor(space).load_state_dict(MNV4Extractor(space, features_dim=64).state_dict())
+    assert "variant" not in str(refused.value)
+
+
 class FloatImageEnv(FakeImageEnv):
     """Pictures as floats in [0, 1], height x width x channels: SB3 does not transpose those."""
 
