@@ -25,7 +25,6 @@ from mnv4_rl.policies import MNV4Policy
 
 SIZE, N_ACTIONS = 84, 6
 BATCHES = (1, 8)
-ENCODERS = (REFERENCE, "rl_s")
 REFERENCE_SET_UP = "ONNX Runtime"
 Call = Callable[[], object]
 
@@ -60,11 +59,12 @@ def set_ups(agent: BaseAlgorithm, images: np.ndarray, folder: Path) -> dict[str,
     }
 
 
-def measure_export(batch: int, limits: Limits, advance: Callable[[], object]) -> list[Row]:
-    """Time every set-up of every encoder at a batch, in the same rounds.
+def measure_export(batch: int, agents: Sequence[str], limits: Limits, advance: Callable[[], object]) -> list[Row]:
+    """Time every set-up of NatureCNN's agent and others at a batch, in the same rounds.
 
     Args:
         batch: Observations in a call.
+        agents: Encoders of the others.
         limits: Rounds and seconds; the caps and dtypes mean nothing here.
         advance: Called after every measurement.
 
@@ -75,7 +75,7 @@ def measure_export(batch: int, limits: Limits, advance: Callable[[], object]) ->
     threads = th.get_num_threads()
     with TemporaryDirectory() as name:
         calls: dict[tuple[str, str], Call] = {}
-        for encoder in ENCODERS:
+        for encoder in (REFERENCE, *agents):
             folder = Path(name) / encoder
             calls |= {(way, encoder): call for way, call in set_ups(build_agent(encoder), images, folder).items()}
         try:
@@ -89,9 +89,9 @@ def measure_export(batch: int, limits: Limits, advance: Callable[[], object]) ->
     return [_row(key, batch, values, rates[REFERENCE_SET_UP, REFERENCE]) for key, values in rates.items()]
 
 
-def n_measurements(batches: Sequence[int] = BATCHES) -> int:
-    """Measurements of a round over all batches."""
-    return len(batches) * len(ENCODERS) * 4
+def n_measurements(agents: Sequence[str]) -> int:
+    """Measurements of a round at one batch."""
+    return (1 + len(agents)) * 4
 
 
 def _row(key: tuple[str, str], batch: int, rates: np.ndarray, reference: np.ndarray) -> Row:

@@ -26,7 +26,7 @@ from agents.runs.config import check_device
 from experiments.benchmarking import encoders, training
 from experiments.benchmarking.gpu_part import HORIZON, GPURow, Part, Sizes
 from experiments.benchmarking.measuring import calls_per_second
-from experiments.benchmarking.training import GROWING, Task, train_once
+from experiments.benchmarking.training import STOCK, Task, train_once
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.performance import compile_encoders, set_precision, tune
 from mnv4_rl.safe_files import write_file
@@ -115,7 +115,7 @@ def run_ppo(part: Part) -> None:
                 return
             part.try_to(row, partial(measure_ppo, games))
             if number == 0:
-                stock = GPURow(part=part.name, model=training.REFERENCE, task="ppo", loop="sb3", n_envs=8, batch=256)
+                stock = GPURow(part=part.name, model=training.STOCK.name, task="ppo", loop="sb3", n_envs=8, batch=256)
                 part.try_to(stock, measure_stock)
 
 
@@ -166,8 +166,8 @@ def measure_stock(row: GPURow, part: Part) -> GPURow:
     task = Task(
         part=part.name, algo="ppo", game="pong", n_envs=row.n_envs, rollout=rollout, threads=None, device=part.device
     )
-    with closing(EnvTimer(training.make_env(GROWING[0], task))) as env:
-        return measure_agent(training.build_sb3_agent(env, GROWING[0].encoder, task), env, rollout, row, part)
+    with closing(EnvTimer(training.make_env(STOCK, task))) as env:
+        return measure_agent(training.build_sb3_agent(env, STOCK.encoder, task), env, rollout, row, part)
 
 
 def measure_ppo(games: Callable[[int], EnvTimer], row: GPURow, part: Part) -> GPURow:

@@ -42,7 +42,7 @@ def _speed(rows: Rows) -> str | None:
     ours = [*_rates(rows, model="rl_s"), *_rates(rows, model="rl_m")]
     if not ours:
         return None
-    stock = _rates(rows, model=training.REFERENCE)
+    stock = _rates(rows, model=training.STOCK.name)
     return f"{max(ours):,.0f} timesteps/s" + (f", {max(ours) / stock[0]:.1f}x" if stock else ", stock not measured")
 
 

@@ -19,6 +19,7 @@ from experiments.benchmarking.training import Contender, Task, measure_task
 from experiments.cli.results import RESULTS, check_file_name
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.games import family_of, resolve_game
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS
 
 Part = Literal["encoders", "end-to-end", "n-envs", "frames", "export"]
@@ -41,6 +42,8 @@ class BenchmarkConfig:
     exported agents that act."""
     encoders: tuple[str, ...] = (*ENCODERS, TIMM_NAME)
     """Encoders by name; nature, which the others are compared with, always takes part."""
+    agents: tuple[str, ...] = (DEFAULT_VARIANT,)
+    """Encoders of the agents of the other parts but frames: names of mnv4_rl.list_models(), impala or impoola."""
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda") if th.cuda.is_available() else ("cpu",)
     """Devices; all there are by default."""
     dtypes: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
@@ -97,9 +100,8 @@ def check_config(config: BenchmarkConfig) -> None:
         check_choice("parts", part, PARTS)
     for device in config.devices:
         check_device(device)
-    for name in config.encoders:
-        if name != TIMM_NAME:
-            policy_kwargs(name)
+    for name in (*(set(config.encoders) - {TIMM_NAME}), *config.agents):
+        policy_kwargs(name)
     resolve_game(config.game)
     if family_of(config.game) == "procgen" and "dqn" in config.algos:
         raise ValueError(f"On {config.game} PPO alone is benchmarked; give --algos ppo.")
@@ -139,11 +141,11 @@ def plan_training(config: BenchmarkConfig) -> list[tuple[Task, tuple[Contender, 
         if "end-to-end" in wanted:
             for algo in config.algos:
                 task = Task(part="end-to-end", algo=algo, n_envs=config.n_envs, device=device, **shared)  # type: ignore[arg-type]
-                tasks.append((task, training.CONTENDERS))
+                tasks.append((task, training.all_contenders(config.agents)))
         if "n-envs" in wanted:
             for n_envs in config.growth:
                 task = Task(part="n-envs", algo="ppo", n_envs=n_envs, device=device, **shared)  # type: ignore[arg-type]
-                tasks.append((task, training.GROWING))
+                tasks.append((task, training.growing_contenders(config.agents)))
     return tasks
 
 
@@ -168,7 +170,7 @@ def run(
     n_measurements = sum((len(group.models) + 1) * len(config.dtypes) for group in groups)
     n_measurements += sum(len(contenders) for _, contenders in tasks)
     batches = export.BATCHES if "export" in config.parts else ()
-    n_measurements += export.n_measurements(batches)
+    n_measurements += len(batches) * export.n_measurements(config.agents)
     rows: list[Row] = []
     with tqdm(total=n_measurements * config.rounds, unit="measurement", dynamic_ncols=True) as bar:
         for group in groups:
@@ -181,6 +183,6 @@ def run(
             keep(rows)
         for batch in batches:
             bar.set_description(f"export: batch {batch}")
-            rows += export.measure_export(batch, limits, bar.update)
+            rows += export.measure_export(batch, config.agents, limits, bar.update)
             keep(rows)
     return rows

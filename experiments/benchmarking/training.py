@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -56,15 +57,25 @@ class Contender:
     precision: str = "fp32"
 
 
-REFERENCE = "SB3, NatureCNN"
-GROWING = (Contender(REFERENCE, True, "nature"), Contender("runner, rl_s", False, "rl_s"))
-CONTENDERS = (
-    GROWING[0],
-    Contender("SB3, rl_s by policy_kwargs", True, "rl_s"),
-    Contender("runner, NatureCNN", False, "nature"),
-    GROWING[1],
-    Contender("runner, rl_s, bf16", False, "rl_s", "bf16"),
-)
+STOCK = Contender("SB3, NatureCNN", True, "nature")  # what all others are compared with
+
+
+def all_contenders(agents: Sequence[str]) -> tuple[Contender, ...]:
+    """Every way to train the agents of some encoders, stock SB3 first."""
+    ours = (
+        (
+            Contender(f"SB3, {encoder} by policy_kwargs", True, encoder),
+            Contender(f"runner, {encoder}", False, encoder),
+            Contender(f"runner, {encoder}, bf16", False, encoder, "bf16"),
+        )
+        for encoder in agents
+    )
+    return (STOCK, Contender("runner, NatureCNN", False, "nature"), *chain.from_iterable(ours))
+
+
+def growing_contenders(agents: Sequence[str]) -> tuple[Contender, ...]:
+    """Stock SB3 and the runner, for the part that varies the environments."""
+    return (STOCK, *(Contender(f"runner, {encoder}", False, encoder) for encoder in agents))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,9 +226,7 @@ def ask(pipe: Connection, wake: bool = True) -> float:
         raise RuntimeError("A training process of the benchmark ended early; its own message is above.") from error
 
 
-def measure_task(
-    task: Task, contenders: tuple[Contender, ...], rounds: int, advance: Callable[[], object]
-) -> list[Row]:
+def measure_task(task: Task, contenders: Sequence[Contender], rounds: int, advance: Callable[[], object]) -> list[Row]:
     """Train every contender once a round, in turns.
 
     Returns:

@@ -24,7 +24,8 @@ from experiments.benchmarking.encoders import (
     random_images,
 )
 from experiments.benchmarking.measuring import Row, calls_per_second, interleave, ratio
-from experiments.benchmarking.training import CONTENDERS, Contender, Task, build_agent
+from experiments.benchmarking.training import STOCK, Contender, Task, all_contenders, build_agent
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from tests.needs import needs_envpool
 
 TINY = ["--forward-batches", "1", "--rl-batch", "2", "--other-batch", "1", "--frame-batch", "1", "--frame-sizes", "40"]
@@ -240,13 +241,13 @@ def test_training_is_left_out_with_the_reason_without_sb3s_wrappers(monkeypatch,
 
 
 def test_training_parts_plan_every_algorithm_and_number_of_environments():
-    tasks = plan.plan_training(plan.BenchmarkConfig(devices=("cpu",), growth=(1, 64)))
+    tasks = plan.plan_training(plan.BenchmarkConfig(devices=("cpu",), growth=(1, 64), agents=("rl_s", "rl_m")))
     found = [(task.part, task.algo, task.n_envs, len(contenders)) for task, contenders in tasks]
     assert found == [
-        ("end-to-end", "ppo", 8, len(CONTENDERS)),
-        ("end-to-end", "dqn", 8, len(CONTENDERS)),
-        ("n-envs", "ppo", 1, 2),
-        ("n-envs", "ppo", 64, 2),
+        ("end-to-end", "ppo", 8, 8),
+        ("end-to-end", "dqn", 8, 8),
+        ("n-envs", "ppo", 1, 3),
+        ("n-envs", "ppo", 64, 3),
     ]
 
 
@@ -254,17 +255,19 @@ def test_training_parts_plan_every_algorithm_and_number_of_environments():
 def test_on_procgen_both_set_ups_play_in_the_same_environment():
     config = plan.BenchmarkConfig(devices=("cpu",), game="procgen/starpilot", algos=("ppo",), growth=())
     ((task, _),) = plan.plan_training(config)
-    for contender in CONTENDERS[:2]:
+    for contender in all_contenders(["rl_s"])[:2]:
         env = benchmark_training.make_env(contender, task)
         assert (env.num_envs, env.observation_space.shape) == (8, (3, 64, 64))
         env.close()
-    assert benchmark_training.make_row(task, CONTENDERS[0], np.ones(2), np.ones(2)).size == 64
+    assert benchmark_training.make_row(task, STOCK, np.ones(2), np.ones(2)).size == 64
 
 
 def test_training_compares_with_plain_sb3_round_by_round(monkeypatch):
     rates = {"SB3, NatureCNN": iter([100.0, 50.0]), "runner, rl_s": iter([300.0, 100.0])}
     monkeypatch.setattr(benchmark_training, "open_contender", lambda c, task, stack: lambda: next(rates[c.name]))
-    reference, ours = benchmark_training.measure_task(ppo_task(), benchmark_training.GROWING, 2, lambda: None)
+    reference, ours = benchmark_training.measure_task(
+        ppo_task(), benchmark_training.growing_contenders(["rl_s"]), 2, lambda: None
+    )
     assert (reference.ratio, ours.ratio, ours.ratio_low, ours.ratio_high) == (1.0, 2.5, 2.0, 3.0)
     assert (ours.per_second, ours.n_envs, ours.task) == (200.0, 2, "ppo")
 
@@ -299,6 +302,7 @@ def test_plain_sb3_gets_the_same_hyperparameters_and_network(algo, settings):
     ("wrong", "message"),
     [
         (["--encoders", "rl-s"], "Did you mean 'rl_s'"),
+        (["--agents", "rl-s2"], "Did you mean 'rl_s2'"),
         (["--rounds", "0"], "rounds must be a whole number of at least 1, got 0"),
         (["--frame-sizes", "84", "0"], "frame_sizes[1] must be a whole number of at least 1, got 0"),
         (["--n-envs", "3"], "rollout must be a multiple of every n_envs, got 1024 and 3"),
@@ -339,7 +343,7 @@ def test_agents_train_in_turns_in_processes_of_their_own(tmp_path):
     lines = [line for line in (tmp_path / "benchmark.csv").read_text().splitlines() if not line.startswith("#")]
     rows = list(csv.DictReader(lines))
     assert {(row["task"], row["model"]) for row in rows if row["part"] == "end-to-end"} == {
-        (algo, contender.name) for algo in ("ppo", "dqn") for contender in CONTENDERS
+        (algo, contender.name) for algo in ("ppo", "dqn") for contender in all_contenders([DEFAULT_VARIANT])
     }
     assert all(float(row["per_second"]) > 0 for row in rows)
-    assert [float(row["ratio"]) for row in rows if row["model"] == CONTENDERS[0].name] == [1, 1, 1]
+    assert [float(row["ratio"]) for row in rows if row["model"] == STOCK.name] == [1, 1, 1]
