@@ -17,7 +17,7 @@ from mnv4_rl.models.paper import PAPER_FAMILY, TIMM_NAMES
 from mnv4_rl.models.rl import RL_FAMILY
 from mnv4_rl.models.specs import TIMM_PREFIX, NetworkSpec
 
-DEFAULT_VARIANT = "rl_s"  # where an encoder is asked for without a name: by the extractor, the agents and the commands
+DEFAULT_VARIANT = "rl_s2"  # where an encoder is asked for without a name: by the extractor, the agents and the commands
 
 SPECS: dict[str, NetworkSpec] = {spec.name: spec for spec in MOBILENET_V4_FAMILY + PAPER_FAMILY + RL_FAMILY}
 

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments import atari_ppo
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--n-envs", "4", "--ppo.n-steps", "32", "--ppo.batch-size", "64", "--ppo.n-epochs", "1", "--threads", "1"]
@@ -42,7 +43,7 @@ def run(tmp_path_factory):
 
 def test_run_folder_explains_itself(run):
     config = yaml.safe_load((run / "config.yml").read_text())
-    assert (config["game"], config["encoder"], config["ppo"]["n_steps"]) == ("Breakout", "rl_s", 32)
+    assert (config["game"], config["encoder"], config["ppo"]["n_steps"]) == ("Breakout", DEFAULT_VARIANT, 32)
     versions = (run / "versions.txt").read_text()
     assert "stable-baselines3: " in versions and "commit: " in versions
     assert (run / "command.txt").read_text().strip()

@@ -9,6 +9,7 @@ from shutil import copy
 import pytest
 
 from experiments.cli.results import RESULTS, ROOT
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from tests.experiments.classification.image_folders import write_folder
 
 pytestmark = pytest.mark.slow
@@ -41,10 +42,10 @@ COMMANDS = {
     ),
     "report": (f"--races {RESULTS}/race_atari.csv --name atari --n-resamples 20 --results-dir .", "atari_iqm.png"),
     "watch": ("run --episodes 1 --no-window --gif play.gif", "play.gif"),
-    "publish": ("--runs run --name figure --results-dir .", "breakout__ppo__rl_s__s0.csv"),
+    "publish": ("--runs run --name figure --results-dir .", f"breakout__ppo__{DEFAULT_VARIANT}__s0.csv"),
     "publish_agent": (
         "--run run --games 2 --n-envs 2 --agents-dir agents",
-        "agents/breakout__ppo__rl_s__s0/README.md",
+        f"agents/breakout__ppo__{DEFAULT_VARIANT}__s0/README.md",
     ),
     "export_agent": ("run --output agent.onnx --frames 20", "agent.onnx"),
     "benchmark": (
@@ -52,7 +53,7 @@ COMMANDS = {
         "--rl-batch 2 --other-batch 2 --threads 1 --results-dir .",
         "benchmark.png",
     ),
-    "draw_network": ("--results-dir images", "images/rl_s.png"),
+    "draw_network": ("--results-dir images", f"images/{DEFAULT_VARIANT}.png"),
     "encoder_study": ("--results-dir study", "study/encoder_study.md"),
     "classify": (
         "--data images --epochs 2 --warmup-epochs 1 --batch-size 8 --threads 1 --run-dir images_run",

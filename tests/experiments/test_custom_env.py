@@ -18,6 +18,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 from experiments import custom_env
 from experiments.custom_env import BLUE, CELL, GREEN, PADDLE_TOP, RED, SIZE, WHITE, CatchEnv, Config, Result
 from mnv4_rl import MNV4Extractor
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,11 +169,13 @@ def test_both_encoders_train_under_the_same_settings_even_if_nothing_can_be_said
     monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))
     flags = ["--total-timesteps", "300", "--n-envs", "2", "--n-eval-episodes", "2", "--run-dir", str(tmp_path / "run")]
     results = custom_env.main(flags)
-    assert [result.encoder for result in results] == ["rl_s", "nature"]
+    assert [result.encoder for result in results] == [DEFAULT_VARIANT, "nature"]
     with (tmp_path / "run" / "results.csv").open(newline="") as file:
         assert [float(row["mean_return"]) for row in csv.DictReader(file)] == [r.mean_return for r in results]
-    agents = {name: PPO.load(tmp_path / "run" / name / "model.zip", device="cpu") for name in ("rl_s", "nature")}
-    assert isinstance(agents["rl_s"].policy.features_extractor, MNV4Extractor)
+    agents = {
+        name: PPO.load(tmp_path / "run" / name / "model.zip", device="cpu") for name in (DEFAULT_VARIANT, "nature")
+    }
+    assert isinstance(agents[DEFAULT_VARIANT].policy.features_extractor, MNV4Extractor)
     assert type(agents["nature"].policy.features_extractor).__name__ == "NatureCNN"
     for name, agent in agents.items():
         assert agent.policy.features_dim == agent.policy.action_net.in_features == 512  # no layers in between
@@ -192,6 +195,6 @@ def test_the_command_starts_from_any_folder(by_module: bool, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_an_agent_learns_the_game_within_the_default_budget(tmp_path: Path) -> None:
-    (result,) = custom_env.main(["--encoder", "rl_s", "--run-dir", str(tmp_path / "run")])
+    (result,) = custom_env.main(["--encoder", DEFAULT_VARIANT, "--run-dir", str(tmp_path / "run")])
     assert result.mean_return >= 9.0
     assert result.near_optimal_seconds is not None

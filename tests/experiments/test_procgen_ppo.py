@@ -18,6 +18,7 @@ from agents.runs.run import open_run
 from experiments import export_agent, procgen_ppo, publish_agent, watch
 from experiments.cli.command import parse
 from experiments.study.cloning import published_agent
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.procgen import ProcgenOptions
 from tests.needs import needs_envpool
 
@@ -79,7 +80,7 @@ def test_its_agent_is_exported_and_the_file_plays(run, tmp_path, capsys):
 @needs_envpool
 def test_its_agent_is_published_and_another_encoder_can_copy_it(run, tmp_path):
     publish_agent.main(["--run", str(run), "--games", "2", "--n-envs", "2", "--agents-dir", str(tmp_path)])
-    published = tmp_path / "procgen_starpilot__ppo__rl_s__s0"
+    published = tmp_path / f"procgen_starpilot__ppo__{DEFAULT_VARIANT}__s0"
     card = (published / "README.md").read_text()
     assert "procgen-StarPilot-v0" not in card and "procgen-starpilot-v0" in card
     assert "StarPilot (Procgen), all easy levels there are" in card and "frames)" not in card
@@ -144,7 +145,7 @@ def test_flags_are_the_papers_values_and_repeat_a_config():
     line = command_line(other)
     assert line.startswith("python experiments/procgen_ppo.py --game starpilot")
     assert parse(ProcgenPPOConfig, line.split()[2:]) == other
-    assert Path(config.name).name == config.name == "procgen_starpilot__ppo__rl_s__s0"
+    assert Path(config.name).name == config.name == f"procgen_starpilot__ppo__{DEFAULT_VARIANT}__s0"
 
 
 @pytest.mark.parametrize(

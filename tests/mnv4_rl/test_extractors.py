@@ -68,14 +68,14 @@ def test_small_large_and_long_images_give_features(size: tuple[int, int]) -> Non
 
 
 def test_parameters_do_not_grow_with_the_image_once_the_map_exceeds_the_grid() -> None:
-    counts = {size: count_parameters(MNV4Extractor(uint8_box(3, *size))) for size in [(84, 84), (131, 97), (512, 512)]}
+    counts = {size: count_parameters(MNV4Extractor(uint8_box(3, *size))) for size in [(96, 96), (131, 97), (512, 512)]}
     assert len(set(counts.values())) == 1, counts
-    assert count_parameters(MNV4Extractor(uint8_box(3, 64, 64))) < counts[84, 84]  # a 4x4 map
+    assert count_parameters(MNV4Extractor(uint8_box(3, 64, 64))) < counts[96, 96]  # a smaller map
 
 
 @pytest.mark.parametrize("grid", [1, 2, 6])
 def test_grid_sets_the_positions_the_head_reads(grid: int) -> None:
-    extractor = MNV4Extractor(uint8_box(4, 84, 84), features_dim=16, grid=grid)
+    extractor = MNV4Extractor(uint8_box(4, 84, 84), features_dim=16, variant="rl_s", grid=grid)
     assert extractor.network.head.fc.in_features == 48 * grid**2
 
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mnv4_rl import create_model, load_agent, save_agent
 from mnv4_rl.frozen import keep_features
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.policies import MNV4DQNPolicy, MNV4Policy
 from mnv4_rl.weights import save_weights
 
@@ -22,7 +23,7 @@ SIDE, N_ENVS, N_STEPS = 40, 3, 8
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "a.safetensors"
     th.manual_seed(0)
-    save_weights(create_model("rl_s", in_channels=4, image_size=SIDE), path)
+    save_weights(create_model(DEFAULT_VARIANT, in_channels=4, image_size=SIDE), path)
     return path
 
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor
 from mnv4_rl.contrib import MNV4MaskablePolicy, MNV4QRDQNPolicy, MNV4RecurrentPolicy
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.policies import MNV4DQNPolicy, MNV4Policy, MNV4SACPolicy, MNV4TD3Policy, PixelActorCriticPolicy, PixelModel
 from tests.mnv4_rl.seek_env import SeekEnv
 
@@ -73,7 +74,7 @@ def test_learns_a_step_and_every_encoder_sees_uint8(algorithm, with_vector):
 @every_algorithm
 def test_defaults(algorithm):
     model = agent(algorithm)
-    assert {encoder.network.spec.name for encoder in encoders(model)} == {"rl_s"}
+    assert {encoder.network.spec.name for encoder in encoders(model)} == {DEFAULT_VARIANT}
     assert {encoder.features_dim for encoder in encoders(model)} == {512}
     assert model.policy.net_arch == ([256, 256] if algorithm in (SAC, TD3) else [])
     fused = {optimizer.defaults.get("fused") for optimizer in optimizers(model)}

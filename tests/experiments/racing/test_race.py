@@ -68,7 +68,8 @@ def stand_in(tmp_path, monkeypatch):
 
 def flags(tmp_path, *more):
     places = ["--race-dir", str(tmp_path / "races"), "--results-dir", str(tmp_path / "results")]
-    return ["--name", "r", "--total-timesteps", "50", "--points", "10", "--jobs", "4", *places, *more]
+    encoders = () if "--encoders" in more else ("--encoders", "nature", "rl_s")
+    return ["--name", "r", "--total-timesteps", "50", "--points", "10", "--jobs", "4", *encoders, *places, *more]
 
 
 def started(tmp_path):
