@@ -1,6 +1,6 @@
 """Train DQN (or QR-DQN) on an Atari game from pixels.
 
-python experiments/atari_dqn.py --game breakout --total-timesteps 1000000 --encoder rl_s --seed 0
+python experiments/atari_dqn.py --game breakout --total-timesteps 1000000 --encoder rl_s2 --seed 0
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train PPO on an Atari game from pixels.
 
-python experiments/atari_ppo.py --game pong --total-timesteps 1000000 --encoder rl_s --seed 0
+python experiments/atari_ppo.py --game pong --total-timesteps 1000000 --encoder rl_s2 --seed 0
 """
 
 from __future__ import annotations

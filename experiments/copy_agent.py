@@ -1,7 +1,7 @@
 """Compare encoders in minutes: each copies a trained agent, and is examined on games that it has not seen.
 
-python experiments/copy_agent.py --game breakout --encoders nature rl_s --seeds 0 1 2
-python experiments/copy_agent.py --game procgen/coinrun --agent runs/mine/checkpoints/002000000 --encoders nature rl_s
+python experiments/copy_agent.py --game breakout --encoders nature rl_s2 --seeds 0 1 2
+python experiments/copy_agent.py --game procgen/coinrun --agent runs/mine/checkpoints/002000000 --encoders nature rl_s2
 
 An encoder that copies soon found out soon what a good policy depends on, which is half of learning by reward; it says
 nothing of exploration. See docs/search.md.

@@ -1,7 +1,7 @@
 """Train on an environment of one's own: a small game as RGB pictures, plain SB3 PPO, ``MNV4Extractor``.
 
-    python experiments/custom_env.py                      # rl_s, then SB3's NatureCNN, about a minute each
-    python experiments/custom_env.py --encoder rl_s       # one of them
+    python experiments/custom_env.py                      # rl_s2, then SB3's NatureCNN, about a minute each
+    python experiments/custom_env.py --encoder rl_s2      # one of them
 
 :class:`CatchEnv` and :func:`build_agent` are what to paste into a project; the rest is flags and a table.
 """

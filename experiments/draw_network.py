@@ -1,6 +1,6 @@
 """Draw a variant: its layers, and the size of the map between them, from its row of data.
 
-python experiments/draw_network.py --encoder rl_s
+python experiments/draw_network.py --encoder rl_s2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train PPO on a Procgen game from pixels.
 
-python experiments/procgen_ppo.py --game starpilot --total-timesteps 2000000 --encoder rl_s --seed 0
+python experiments/procgen_ppo.py --game starpilot --total-timesteps 2000000 --encoder rl_s2 --seed 0
 """
 
 from __future__ import annotations

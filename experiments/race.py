@@ -1,6 +1,6 @@
 """Race encoders: a matrix of PPO runs, encoder x game x seed, everything else equal; the curves go into one CSV.
 
-python experiments/race.py --name pong --encoders nature rl_s --games pong --seeds 0 1 2 --jobs 2
+python experiments/race.py --name pong --encoders nature rl_s2 --games pong --seeds 0 1 2 --jobs 2
 python experiments/race.py --name starpilot --games procgen/starpilot --total-timesteps 2000000
 
 Started again after it was stopped or killed, a race keeps the runs that finished; the others go on at their newest

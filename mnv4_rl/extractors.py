@@ -186,7 +186,7 @@ class MNV4Extractor(ImageExtractor):
 
     Args:
         observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
-        features_dim: Width of the features, at least 1. Of an ``rl_s`` a quarter are constants, the same for every
+        features_dim: Width of the features, at least 1. Of an ``rl_s2`` a quarter are constants, the same for every
             image: 384 of its 512 features depend on what is seen.
         variant: Any name of :func:`mnv4_rl.list_models`, a :class:`mnv4_rl.models.specs.NetworkSpec` of your own, or
             ``"timm:<model>"`` for any model of timm, where that is installed.

@@ -141,7 +141,8 @@ class MNV4Defaults:
         observation_space: An image, or a Dict with images, which gets an :class:`mnv4_rl.MNV4CombinedExtractor`.
         action_space: What the algorithm allows.
         lr_schedule: SB3 passes it.
-        variant: Encoder, a name of :func:`mnv4_rl.list_models`; ``"rl_s"`` by default.
+        variant: Encoder, a name of :func:`mnv4_rl.list_models`; :data:`mnv4_rl.models.registry.DEFAULT_VARIANT`
+            by default.
         features_dim: Width of the features, of each image's in a Dict; 512 by default.
         **kwargs: Arguments of SB3's policy. ``features_extractor_class`` is ours by default; ``net_arch`` is
             :attr:`default_net_arch`; Adam is PyTorch's fused one (same formula, one step for all weights) with SB3's

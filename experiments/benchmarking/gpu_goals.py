@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.benchmarking import training
 from experiments.benchmarking.gpu import SOLVED
 from experiments.cli.results import read_csv
+from mnv4_rl import list_models
 
 Rows = list[dict[str, str]]
 
@@ -39,7 +40,7 @@ def _rates(rows: Rows, **wanted: str) -> list[float]:
 
 
 def _speed(rows: Rows) -> str | None:
-    ours = [*_rates(rows, model="rl_s"), *_rates(rows, model="rl_m")]
+    ours = [rate for name in list_models("rl") for rate in _rates(rows, model=name)]
     if not ours:
         return None
     stock = _rates(rows, model=training.STOCK.name)

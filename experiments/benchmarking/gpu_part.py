@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from experiments.benchmarking.encoders import TIMM_NAME
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.safe_files import write_csv
 
 HORIZON = 4_000_000  # agent timesteps over which Pong's rates fall to 0
@@ -68,7 +69,7 @@ class Sizes:
         pong_timesteps: Agent timesteps after which Pong ends, learned or not.
     """
 
-    encoders: tuple[str, ...] = ("rl_s", "nature", "rl_m", "impala", TIMM_NAME)
+    encoders: tuple[str, ...] = (DEFAULT_VARIANT, "nature", "rl_m", "impala", TIMM_NAME)
     forward_batches: tuple[int, ...] = (8, 64, 128)
     train_batches: tuple[int, ...] = (2048, 256, 1024, 8192)
     n_envs: tuple[int, ...] = (128, 8, 64, 256)

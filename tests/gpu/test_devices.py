@@ -18,6 +18,7 @@ from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.callbacks import encoder_health
 from agents.runs.checkpoints import restore_model, write_checkpoint
 from agents.runs.state import Clock, capture, restore_counters, restore_session
+from mnv4_rl import list_models
 from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.agent_format import describe
 from mnv4_rl.extractors import MNV4Extractor
@@ -27,7 +28,7 @@ from mnv4_rl.rollout import DeviceRolloutBuffer
 from tests.mnv4_rl.replay_streams import assert_same_samples
 from tests.tiny_env import ActionsAsImage, same, tiny_env
 
-ENCODERS = ("rl_s", "rl_m", "rl_m2", "nature", "impala")
+ENCODERS = (*list_models("rl"), "nature", "impala")
 SPACE = ActionsAsImage.observation_space
 PPO = PPOHyperparameters(n_steps=8, n_epochs=2, batch_size=8)
 # Where PPO is trained, and by which loop of ours.

@@ -18,6 +18,7 @@ from experiments import benchmark_gpu
 from experiments.benchmarking.gpu import ppo_rows, run_encoders, run_tests
 from experiments.benchmarking.gpu_goals import goals
 from experiments.benchmarking.gpu_part import GPURow, Part, Sizes
+from mnv4_rl.models.registry import DEFAULT_VARIANT
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = Sizes(
@@ -121,14 +122,14 @@ def test_pong_is_learned_with_the_fastest_setting_of_ours(tmp_path):
 
 def test_ppo_is_measured_from_the_most_important_on(tmp_path):
     rows = ppo_rows(Part("ppo", "cuda", tmp_path / "ppo.csv", 600, Sizes()))
-    first = rows[0]
-    assert (first.loop, first.dtype, first.n_envs, first.model) == ("captured", "fp32", 128, "rl_s")
+    first, ours = rows[0], DEFAULT_VARIANT
+    assert (first.loop, first.dtype, first.n_envs, first.model) == ("captured", "fp32", 128, ours)
     assert len(rows) == 3 * 4 * 4 * 3 == len(set(rows))
     one_away = rows[1:9]
     assert {(row.loop, row.n_envs, row.model, row.dtype) for row in one_away} == {
-        ("device", 128, "rl_s", "fp32"), ("sb3", 128, "rl_s", "fp32"), ("captured", 8, "rl_s", "fp32"),
-        ("captured", 64, "rl_s", "fp32"), ("captured", 256, "rl_s", "fp32"), ("captured", 128, "nature", "fp32"),
-        ("captured", 128, "rl_m", "fp32"), ("captured", 128, "rl_s", "bf16"),
+        ("device", 128, ours, "fp32"), ("sb3", 128, ours, "fp32"), ("captured", 8, ours, "fp32"),
+        ("captured", 64, ours, "fp32"), ("captured", 256, ours, "fp32"), ("captured", 128, "nature", "fp32"),
+        ("captured", 128, "rl_m", "fp32"), ("captured", 128, ours, "bf16"),
     }  # fmt: skip
     assert not any(row.compiled for row in rows[: len(rows) // 2])
 
