@@ -162,9 +162,13 @@ def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) ->
 
 
 def first_reached(clock: np.ndarray, scores: np.ndarray, goal: float) -> float | None:
-    """The clock where a curve, (n_points,) both, first comes up to a score; None if it stays below."""
-    reached = np.flatnonzero(scores >= goal)
-    return float(clock[reached[0]]) if reached.size else None
+    """The clock where a curve, (n_points,) both, first comes up to a score and keeps it for a twentieth of the points.
+
+    A mean of the first few games, or one lucky game, is not the score of an agent. None if it never does so.
+    """
+    window = max(1, len(scores) // 20)
+    held = [scores[start : start + window].min() >= goal for start in range(len(scores))]
+    return float(clock[held.index(True)]) if any(held) else None
 
 
 def last_score(races: Races, encoder: str, game: str) -> float:

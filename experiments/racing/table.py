@@ -25,7 +25,8 @@ from experiments.racing.reporting import UNITS, ReportConfig, estimate, improvem
 _NOTE = (
     "Scores: mean of the last 100 training games of each run. IQM: interquartile mean of the {scale}, "
     "seeds and games pooled. P: probability that a run beats one of {reference}. "
-    "Costs are relative to {reference}: needed is what it takes to come up to its last score, its whole run being 1."
+    "Costs are relative to {reference}: "
+    "needed is what it takes to come up to its last score and keep it for a twentieth of a run, its whole run being 1."
 )
 _SEEDS_NOTE = (
     "Scores are means over {n_seeds} seeds, with the lowest and the highest; brackets are 95 % stratified-bootstrap "

@@ -17,6 +17,7 @@ from experiments.racing.matrix import (
     cost_to_reach,
     cost_to_reach_iqm,
     final_normalised,
+    first_reached,
     full_matrix,
     in_whole_runs,
     mean_clock,
@@ -259,6 +260,16 @@ def test_a_game_without_reference_scores_is_refused():
     assert normalised("pong", np.array([[-20.7, 14.6]])) == pytest.approx(np.array([[0.0, 1.0]]))
     with pytest.raises(ValueError, match="no reference scores for adventure"):
         normalised("adventure", np.array(1.0))
+
+
+def test_a_lucky_beginning_is_not_a_score_that_was_reached():
+    """One game of 9 before any other, and a straight line to 10 that is at 5 half way."""
+    clock, scores = np.linspace(0, 1, 101), np.linspace(0, 10, 101)
+    assert first_reached(clock, scores, 5.0) == pytest.approx(0.5)
+    scores[2] = 9.0
+    assert first_reached(clock, scores, 5.0) == pytest.approx(0.5)
+    assert first_reached(clock, scores, 11.0) is None
+    assert first_reached(clock, scores, 10.0) == pytest.approx(1.0)  # at its very end
 
 
 def test_procgen_is_reported_on_the_scale_of_its_paper(config, monkeypatch):
