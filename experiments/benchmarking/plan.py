@@ -141,7 +141,7 @@ def plan_training(config: BenchmarkConfig) -> list[tuple[Task, tuple[Contender, 
         if "end-to-end" in wanted:
             for algo in config.algos:
                 task = Task(part="end-to-end", algo=algo, n_envs=config.n_envs, device=device, **shared)  # type: ignore[arg-type]
-                tasks.append((task, training.all_contenders(config.agents)))
+                tasks.append((task, training.all_contenders(config.agents, config.dtypes)))
         if "n-envs" in wanted:
             for n_envs in config.growth:
                 task = Task(part="n-envs", algo="ppo", n_envs=n_envs, device=device, **shared)  # type: ignore[arg-type]

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -60,17 +59,15 @@ class Contender:
 STOCK = Contender("SB3, NatureCNN", True, "nature")  # what all others are compared with
 
 
-def all_contenders(agents: Sequence[str]) -> tuple[Contender, ...]:
-    """Every way to train the agents of some encoders, stock SB3 first."""
-    ours = (
-        (
-            Contender(f"SB3, {encoder} by policy_kwargs", True, encoder),
-            Contender(f"runner, {encoder}", False, encoder),
-            Contender(f"runner, {encoder}, bf16", False, encoder, "bf16"),
-        )
-        for encoder in agents
-    )
-    return (STOCK, Contender("runner, NatureCNN", False, "nature"), *chain.from_iterable(ours))
+def all_contenders(agents: Sequence[str], precisions: Sequence[str]) -> tuple[Contender, ...]:
+    """Every way to train the agents of some encoders, stock SB3 first; plain SB3 trains in fp32 alone."""
+    ours = [STOCK, Contender("runner, NatureCNN", False, "nature")]
+    for encoder in agents:
+        ours.append(Contender(f"SB3, {encoder} by policy_kwargs", True, encoder))
+        for precision in precisions:
+            name = f"runner, {encoder}" if precision == "fp32" else f"runner, {encoder}, {precision}"
+            ours.append(Contender(name, False, encoder, precision))
+    return tuple(ours)
 
 
 def growing_contenders(agents: Sequence[str]) -> tuple[Contender, ...]:

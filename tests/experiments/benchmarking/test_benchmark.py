@@ -240,6 +240,11 @@ def test_training_is_left_out_with_the_reason_without_sb3s_wrappers(monkeypatch,
     assert "need cv2; install it with" in capsys.readouterr().out
 
 
+def test_agents_train_in_the_numbers_that_were_asked_for():
+    ((task, asked),) = plan.plan_training(plan.BenchmarkConfig(parts=("end-to-end",), algos=("ppo",), dtypes=("fp32",)))
+    assert {contender.precision for contender in asked} == {"fp32"} and task.algo == "ppo"
+
+
 def test_training_parts_plan_every_algorithm_and_number_of_environments():
     tasks = plan.plan_training(plan.BenchmarkConfig(devices=("cpu",), growth=(1, 64), agents=("rl_s", "rl_m")))
     found = [(task.part, task.algo, task.n_envs, len(contenders)) for task, contenders in tasks]
@@ -255,7 +260,7 @@ def test_training_parts_plan_every_algorithm_and_number_of_environments():
 def test_on_procgen_both_set_ups_play_in_the_same_environment():
     config = plan.BenchmarkConfig(devices=("cpu",), game="procgen/starpilot", algos=("ppo",), growth=())
     ((task, _),) = plan.plan_training(config)
-    for contender in all_contenders(["rl_s"])[:2]:
+    for contender in all_contenders(["rl_s"], ["fp32"])[:2]:
         env = benchmark_training.make_env(contender, task)
         assert (env.num_envs, env.observation_space.shape) == (8, (3, 64, 64))
         env.close()
@@ -343,7 +348,9 @@ def test_agents_train_in_turns_in_processes_of_their_own(tmp_path):
     lines = [line for line in (tmp_path / "benchmark.csv").read_text().splitlines() if not line.startswith("#")]
     rows = list(csv.DictReader(lines))
     assert {(row["task"], row["model"]) for row in rows if row["part"] == "end-to-end"} == {
-        (algo, contender.name) for algo in ("ppo", "dqn") for contender in all_contenders([DEFAULT_VARIANT])
+        (algo, contender.name)
+        for algo in ("ppo", "dqn")
+        for contender in all_contenders([DEFAULT_VARIANT], ["fp32", "bf16"])
     }
     assert all(float(row["per_second"]) > 0 for row in rows)
     assert [float(row["ratio"]) for row in rows if row["model"] == STOCK.name] == [1, 1, 1]
