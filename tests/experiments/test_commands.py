@@ -47,6 +47,10 @@ COMMANDS = {
         "--run run --games 2 --n-envs 2 --agents-dir agents",
         f"agents/breakout__ppo__{DEFAULT_VARIANT}__s0/README.md",
     ),
+    "copy_agent": (
+        "--game breakout --encoders rl_s --updates 1 --timesteps 64 --threads 1 --results-dir .",
+        "copies_breakout.csv",
+    ),
     "export_agent": ("run --output agent.onnx --frames 20", "agent.onnx"),
     "benchmark": (
         "--parts encoders --encoders rl_s --dtypes fp32 --devices cpu --rounds 1 --min-seconds 0 --forward-batches 1 "

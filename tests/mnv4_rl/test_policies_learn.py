@@ -37,7 +37,7 @@ TASKS = {
 
 
 # NatureCNN sees nothing under TD3 within these timesteps, nor within 2,500: seeds 0 and 1 score 0.1 and 0.7, then less.
-RUNS = [(task, encoder) for task in TASKS for encoder in ("rl_s", "nature") if (task, encoder) != ("TD3", "nature")]
+RUNS = [(task, encoder) for task in TASKS for encoder in ("ours", "nature") if (task, encoder) != ("TD3", "nature")]
 
 
 @pytest.mark.slow
@@ -45,10 +45,10 @@ RUNS = [(task, encoder) for task in TASKS for encoder in ("rl_s", "nature") if (
 def test_finds_the_square(task, encoder):
     algorithm, policy, settings, env, total_timesteps, enough = TASKS[task]
     nature = CombinedExtractor if env.get("with_vector") else NatureCNN
-    kwargs = {} if encoder == "rl_s" else {"features_extractor_class": nature}
+    kwargs = {} if encoder == "ours" else {"features_extractor_class": nature}
     model = algorithm(policy, SeekEnv(**env), policy_kwargs=kwargs, seed=0, device="cpu", **settings)
     model.learn(total_timesteps)
     evaluate = evaluate_masked if algorithm is MaskablePPO else evaluate_policy
     score, _ = evaluate(model, SeekEnv(**env), 30, warn=False)
     print(f"{task}, {encoder}: {score:.2f}")
-    assert score >= (enough if encoder == "rl_s" else SEES)
+    assert score >= (enough if encoder == "ours" else SEES)
