@@ -249,8 +249,8 @@ class MNV4Extractor(ImageExtractor):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """As torch's; weights that do not fit are called by their variant's name where it is one made for RL."""
         error_msgs: list[str] = rest[-1]
-        prefix_length = len(f"{prefix}network.")
-        theirs = _shapes({key[prefix_length:]: value for key, value in state_dict.items()})
+        start = f"{prefix}network."
+        theirs = _shapes({key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)})
         if isinstance(self.network, Network) and theirs != _shapes(self.network.state_dict()):
             name = self._variant_with(theirs)
             if name and (message := _OTHER_VARIANT.format(name=name)) not in error_msgs:  # SB3 holds it three times
@@ -260,10 +260,11 @@ class MNV4Extractor(ImageExtractor):
     def _variant_with(self, shapes: dict[str, th.Size]) -> str | None:
         """The RL variant that would have weights of these shapes here; None if no one would."""
         channels, height, width = self.image_shape
-        for name in list_models("rl"):
-            row = encoder_spec(get_spec(name), self.features_dim)
-            if _shapes(build(row, channels, 0, (height, width)).state_dict()) == shapes:
-                return name
+        with th.device("meta"):  # neither numbers nor draws of the generator
+            for name in list_models("rl"):
+                row = encoder_spec(get_spec(name), self.features_dim)
+                if _shapes(build(row, channels, 0, (height, width)).state_dict()) == shapes:
+                    return name
         return None
 
     def _check(self, observations: Tensor) -> None:

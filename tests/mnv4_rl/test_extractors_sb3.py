@@ -148,6 +148,18 @@ def test_weights_of_no_variant_for_rl_are_called_nothing() -> None:
     assert "variant" not in str(refused.value)
 
 
+def test_weights_that_load_draw_no_random_numbers() -> None:
+    """Neither those of the head alone, nor those beside numbers that are not the network's."""
+    space = spaces.Box(0, 255, (3, 16, 20), np.uint8)
+    extractor, beside = MNV4Extractor(space), MNV4Extractor(space)
+    head = {key: value for key, value in extractor.state_dict().items() if ".head." in key}
+    beside.normalize = nn.BatchNorm2d(3)
+    before = th.get_rng_state()
+    extractor.load_state_dict(head, strict=False)
+    beside.load_state_dict(beside.state_dict())
+    assert th.equal(th.get_rng_state(), before)
+
+
 class FloatImageEnv(FakeImageEnv):
     """Pictures as floats in [0, 1], height x width x channels: SB3 does not transpose those."""
 
