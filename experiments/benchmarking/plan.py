@@ -100,9 +100,8 @@ def check_config(config: BenchmarkConfig) -> None:
         check_choice("parts", part, PARTS)
     for device in config.devices:
         check_device(device)
-    for name in (*config.encoders, *config.agents):
-        if name != TIMM_NAME or name in config.agents:
-            policy_kwargs(name)
+    for name in (*(name for name in config.encoders if name != TIMM_NAME), *config.agents):
+        policy_kwargs(name)
     resolve_game(config.game)
     if family_of(config.game) == "procgen" and "dqn" in config.algos:
         raise ValueError(f"On {config.game} PPO alone is benchmarked; give --algos ppo.")

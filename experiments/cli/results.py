@@ -79,8 +79,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 SCALES = {"atari": "human-normalised", "procgen": "normalised"}  # what the field calls its scale
-# What 0 and 1 are on it.
-SCALE_ENDS = {
+_ENDS = {  # what 0 and 1 are on it
     "atari": ("random play", "a human tester"),
     "procgen": ("the lowest return in Procgen's paper", "the highest"),
 }
@@ -89,7 +88,7 @@ SCALE_ENDS = {
 def scales(games: Iterable[str]) -> list[str]:
     """The scales of games, each once: "human-normalised score (0 random play, 1 a human tester)"."""
     kinds = dict.fromkeys(family_of(game) for game in games)
-    return [f"{SCALES[kind]} score (0 {low}, 1 {high})" for kind in kinds for low, high in [SCALE_ENDS[kind]]]
+    return ["{} score (0 {}, 1 {})".format(SCALES[kind], *_ENDS[kind]) for kind in kinds]
 
 
 def normalised_text(game: str, score: float, mode: str = "easy") -> str:
@@ -97,5 +96,5 @@ def normalised_text(game: str, score: float, mode: str = "easy") -> str:
     ends = reference_scores(game, mode)
     if ends is None:
         return "no reference scores for this game"
-    (low, high), (lowest, highest) = ends, SCALE_ENDS[family_of(game)]
+    (low, high), (lowest, highest) = ends, _ENDS[family_of(game)]
     return f"{(score - low) / (high - low):.2f} (0 is {lowest} at {low:g}, 1 {highest} at {high:g})"
