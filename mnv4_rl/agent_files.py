@@ -39,6 +39,7 @@ from mnv4_rl.agent_tensors import (
     load_tensors,
     tensors_of,
 )
+from mnv4_rl.extractors import MNV4Extractor
 from mnv4_rl.hub import agent_folder
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, Writer, check_size, open_regular
 from mnv4_rl.schemas import parse_json
@@ -177,6 +178,7 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
     with open_regular(path) as file:
         try:
             given = _zip_tensors(file, path, max_bytes)
+            _check_variant(model, given)
             check_tensors(own, given, "the weights differ")
             _check_shared(own, given)
         except Exception as error:  # whatever zipfile and PyTorch make of a broken file
@@ -219,6 +221,13 @@ def _zip_tensors(file: BinaryIO, path: Path, max_bytes: int) -> dict[str, Tensor
     if not isinstance(policy, dict) or not all(isinstance(name, str) for name in policy):
         raise ValueError("it holds no policy.pth of named tensors")
     return plain_names(policy)
+
+
+def _check_variant(model: BaseAlgorithm, given: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another variant by its name, before a list of every tensor that differs."""
+    for name, module in model.policy.named_modules():
+        if isinstance(module, MNV4Extractor) and (variant := module.other_variant(given, f"{name}.")):
+            raise ValueError(f"its encoder is the variant {variant!r}; build the model with it")
 
 
 def _check_shared(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ The policies of :mod:`mnv4_rl.policies` hand it the uint8 images themselves.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -249,15 +250,25 @@ class MNV4Extractor(ImageExtractor):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """As torch's; weights that do not fit are called by their variant's name where it is one made for RL."""
         error_msgs: list[str] = rest[-1]
-        start = f"{prefix}network."
-        theirs = _shapes({key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)})
-        if isinstance(self.network, Network) and theirs != _shapes(self.network.state_dict()):
-            name = self._variant_with(theirs)
-            if name and (message := _OTHER_VARIANT.format(name=name)) not in error_msgs:  # SB3 holds it three times
-                error_msgs.append(message)
+        name = self.other_variant(state_dict, prefix)
+        if name and (message := _OTHER_VARIANT.format(name=name)) not in error_msgs:  # SB3 holds it three times
+            error_msgs.append(message)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def _variant_with(self, shapes: dict[str, th.Size]) -> str | None:
+    def other_variant(self, state_dict: Mapping[str, Any], prefix: str = "") -> str | None:
+        """The name of the other variant made for RL that weights are of; None if they fit, or are of none.
+
+        Args:
+            state_dict: Weights by name; nothing is looked at but the shapes of this extractor's.
+            prefix: What the extractor's names begin with there, with its dot.
+        """
+        start = f"{prefix}network."
+        theirs = _shapes({key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)})
+        if not isinstance(self.network, Network) or theirs == _shapes(self.network.state_dict()):
+            return None
+        return self._variant_with(theirs)
+
+    def _variant_with(self, shapes: Mapping[str, th.Size | None]) -> str | None:
         """The RL variant that would have weights of these shapes here; None if no one would."""
         channels, height, width = self.image_shape
         with th.device("meta"):  # neither numbers nor draws of the generator
@@ -352,8 +363,8 @@ def encoder_spec(spec: Spec, features_dim: int, grid: int | None = None, keep_ba
     return replace(spec if keep_batch_norm else spec.without_batch_norm(), head=head)
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, th.Size]:
-    return {key: value.shape for key, value in state.items()}
+def _shapes(state: Mapping[str, Any]) -> dict[str, th.Size | None]:
+    return {key: getattr(value, "shape", None) for key, value in state.items()}
 
 
 def check_dict_space(space: gym.Space) -> spaces.Dict:

@@ -95,6 +95,15 @@ def test_zip_with_a_payload_among_its_tensors_is_refused(zipped, tmp_path, membe
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("made_with", ["rl_s2", "rl_m"])
+def test_zip_of_another_variant_is_refused_by_its_name(zipped, made_with):
+    model = tiny_ppo(encoder=made_with)
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=r"its encoder is the variant 'rl_s'; build the model with it$"):
+        load_zip_weights(model, zipped)
+    assert same(before, model.policy.state_dict())
+
+
 def test_zip_of_another_encoder_or_none_at_all_is_refused(zipped, tmp_path):
     with pytest.raises(ValueError, match="cannot give its weights to this PPO"):
         load_zip_weights(tiny_ppo(encoder="nature"), zipped)
