@@ -35,7 +35,7 @@ class ExportConfig:
     """Write the agent of a run folder as an ONNX file, once it acts as the agent does."""
 
     run: tyro.conf.Positional[Path]
-    """Folder that a training command wrote, or one of a published agent."""
+    """Folder that a training command wrote, one of its checkpoints, or one of a published agent."""
     output: Path = Path("agent.onnx")
     """A new file."""
     quantize: Literal["fc"] | None = None

@@ -41,7 +41,7 @@ class WatchConfig:
     """Play whole games with the trained agent of a run folder: raw scores, human-normalised score, video."""
 
     run: tyro.conf.Positional[Path]
-    """Folder that a training command wrote, or an .onnx file of experiments/export_agent.py."""
+    """Folder that a training command wrote, one of its checkpoints, or an .onnx file of experiments/export_agent.py."""
     episodes: int = 5
     """Whole games."""
     video: Path | None = None

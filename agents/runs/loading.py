@@ -14,7 +14,7 @@ from agents.play.evaluate import Player
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint, timesteps_of
 from agents.runs.families import FAMILIES, Games
-from agents.runs.folder import KEPT_AGENT, exported_timesteps, read_config
+from agents.runs.folder import CHECKPOINTS, KEPT_AGENT, exported_timesteps, read_config
 from mnv4_rl.agent_files import AGENT, load_agent, load_zip_weights
 from mnv4_rl.checks import check_choice
 from mnv4_rl.export import OnnxAgent
@@ -61,7 +61,8 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     """Load the agent of a run folder: the final one, or that of the newest checkpoint where it was trained for longer.
 
     Args:
-        run_dir: A folder that a training command wrote, one of a published agent, or an .onnx file of one.
+        run_dir: A folder that a training command wrote, one of a published agent, or an .onnx file of one; one of a
+            run's checkpoints is the agent as it was then.
         device: Where the agent goes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a file plays on the CPU.
 
     Raises:
@@ -69,30 +70,43 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
     """
     if run_dir.suffix == ".onnx":
         return _load_file(run_dir)
-    if (run_dir / AGENT).is_file():
-        raise ValueError(_no_run(run_dir))
+    chosen = run_dir if (run_dir / AGENT).is_file() else None
+    if chosen is not None:
+        run_dir = _run_of(chosen)
     config = read_config(run_dir)
     missing = [key for key in _REQUIRED if not isinstance(config.get(key), str)]
     if missing:
         raise ValueError(f"{run_dir}/config.yml is not the config of a run on a game: no {', '.join(missing)}.")
     check_choice("algo", config["algo"], ("ppo", *ALGOS))
     games = games_of(config)
+    model = load_agent(chosen, device=device) if chosen else _newest_agent(run_dir, config, games, device)
+    if config["algo"] in ALGOS:
+        _keep_exploring(model, config)
+    return TrainedRun(model, games, config["algo"], config["encoder"])
+
+
+def _newest_agent(run_dir: Path, config: dict[str, Any], games: Games, device: str) -> BaseAlgorithm:
     final, checkpoint = run_dir / "model.zip", newest_checkpoint(run_dir)
     exported = exported_timesteps(run_dir)  # None for a zip that is broken: loading says how
     if final.exists() and (checkpoint is None or exported is None or exported >= timesteps_of(checkpoint)):
         model = _build(config, games, device)
         load_zip_weights(model, final)
-    elif checkpoint is not None:
-        model = load_agent(checkpoint, device=device)
-    elif (run_dir / KEPT_AGENT).is_dir():
-        model = load_agent(run_dir / KEPT_AGENT, device=device)
-    else:
-        raise ValueError(
-            f"{run_dir} has neither model.zip nor a sound checkpoint; if it is training, wait for its first one."
-        )
-    if config["algo"] in ALGOS:
-        _keep_exploring(model, config)
-    return TrainedRun(model, games, config["algo"], config["encoder"])
+        return model
+    if checkpoint is not None:
+        return load_agent(checkpoint, device=device)
+    if (run_dir / KEPT_AGENT).is_dir():
+        return load_agent(run_dir / KEPT_AGENT, device=device)
+    raise ValueError(
+        f"{run_dir} has neither model.zip nor a sound checkpoint; if it is training, wait for its first one."
+    )
+
+
+def _run_of(agent: Path) -> Path:
+    """The run that an agent's own folder is a checkpoint of."""
+    run = agent.resolve().parents[1]
+    if agent.resolve().parent.name == CHECKPOINTS and (run / "config.yml").is_file():
+        return run
+    raise ValueError(_no_run(agent))
 
 
 def _no_run(agent: Path) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,21 @@ def test_a_run_without_a_final_agent_plays_from_its_newest_checkpoint(tmp_path):
     for parameter, expected in zip(run.model.policy.parameters(), model.policy.parameters(), strict=True):
         assert th.equal(parameter, expected)
     assert run.model.exploration_rate == 0.01
+
+
+def test_one_checkpoint_of_a_run_is_the_agent_as_it_was_then(tmp_path, monkeypatch):
+    write_config(tmp_path, algo="dqn", game="pong", encoder="nature", dqn={"exploration_final_eps": 0.05})
+    models = []
+    for timesteps in (7, 14):
+        model = build_dqn(make_atari_env("pong", 1), "nature", hyperparameters=DQNHyperparameters(buffer_size=64))
+        write_checkpoint(model, tmp_path, {"counters": {"num_timesteps": timesteps}}, agent_format.describe(model))
+        models.append(model)
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    run = load_run(Path("000000007"), "cpu")
+    assert run.game == "pong" and run.model.exploration_rate == 0.05
+    for loaded, earlier, newer in zip(*(m.policy.parameters() for m in (run.model, *models)), strict=True):
+        assert th.equal(loaded.cpu(), earlier.cpu())
+        assert earlier.ndim < 2 or not th.equal(earlier, newer)  # biases begin at zero
 
 
 class Marker:
