@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 ALGO ?= ppo
 GAME ?= pong
-TIMESTEPS ?= 200000
+TIMESTEPS ?= 400000
 SEED ?= 0
 GAMES ?= pong
 SEEDS ?= 0
@@ -33,7 +33,7 @@ $(STAMP): setup.cfg constraints.txt requirements.txt requirements-dev.txt pyproj
 
 install: $(STAMP)  ## Create .venv and install everything the commands below need
 
-train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=200000 SEED=0 ALGO=ppo ENCODER=nature
+train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=400000 SEED=0 ALGO=ppo ENCODER=nature
 	$(PY) experiments/atari_$(ALGO).py --game $(GAME) --total-timesteps $(TIMESTEPS) --seed $(SEED) $(if $(ENCODER),--encoder $(ENCODER)) $(ARGS)
 
 race: $(STAMP)  ## Train NatureCNN and rl_s2 side by side and draw both: GAMES="pong breakout" SEEDS="0 1" JOBS=2
