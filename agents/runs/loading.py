@@ -103,8 +103,9 @@ def _newest_agent(run_dir: Path, config: dict[str, Any], games: Games, device: s
 
 def _run_of(agent: Path) -> Path:
     """The run that an agent's own folder is a checkpoint of."""
-    run = agent.resolve().parents[1]
-    if agent.resolve().parent.name == CHECKPOINTS and (run / "config.yml").is_file():
+    checkpoints = agent.resolve().parent
+    run = checkpoints.parent
+    if checkpoints.name == CHECKPOINTS and (run / "config.yml").is_file():
         return run
     raise ValueError(_no_run(agent))
 
