@@ -22,8 +22,8 @@ def test_a_published_agent_acts_as_when_it_was_published(folder, monkeypatch):
     with th.no_grad():
         logits = model.policy.get_distribution(frames).distribution.logits.numpy()
         values = model.policy.predict_values(frames).numpy()
-    np.testing.assert_allclose(logits, golden[f"{game}_logits"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(values, golden[f"{game}_values"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, golden[f"{folder.name}_logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(values, golden[f"{folder.name}_values"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
