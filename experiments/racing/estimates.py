@@ -62,6 +62,19 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return np.asarray(stats.trim_mean(pooled, 0.25, axis=-1))
 
 
+def iqm_difference(scores: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """How far the interquartile mean is above the baseline's.
+
+    Args:
+        scores: (..., n_seeds, n_games).
+        baseline: (..., n_baseline_seeds, n_games).
+
+    Returns:
+        (...) float64.
+    """
+    return interquartile_mean(scores) - interquartile_mean(baseline)
+
+
 def mean_over_runs(scores: np.ndarray) -> np.ndarray:
     """Mean of all runs, seeds and games pooled: (..., n_seeds, n_games) -> (...) float64."""
     return scores.mean(axis=(-2, -1))

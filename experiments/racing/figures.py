@@ -14,9 +14,10 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.cli.results import save_figure, scales
 from experiments.racing.curves import Curve
+from experiments.racing.estimates import probability_of_improvement
 from experiments.racing.matrix import Races, last_score, mean_clock, mean_curve
 from experiments.racing.published_scores import NATURE_PPO_SCORES
-from experiments.racing.reporting import UNITS, ReportConfig, for_averages, game_curve, improvement, iqm_curve
+from experiments.racing.reporting import UNITS, ReportConfig, against_reference, for_averages, game_curve, iqm_curve
 from experiments.racing.results import CLOCKS
 
 WIDTH = 5  # inches; letters of 10 points can be read when a phone's screen is as wide
@@ -118,7 +119,7 @@ def draw_improvement(races: Races, config: ReportConfig, path: Path) -> None:
     others = races.encoders[1:]
     figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.5 * max(1, len(others))), layout="constrained")
     for index, encoder in enumerate(others):
-        better = improvement(races, encoder, config)
+        better = against_reference(races, encoder, config, probability_of_improvement)
         axis.plot([better.low, better.high], [index, index], linewidth=6, alpha=0.4, color="C0")
         axis.plot(better.point, index, "o", color="C0")
     axis.axvline(0.5, color="grey", linewidth=0.8)

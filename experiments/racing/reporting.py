@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,15 +12,15 @@ from agents.runs.config import SEED
 from experiments.cli.results import RESULTS, check_file_name
 from experiments.racing.estimates import (
     Estimate,
+    Statistic,
     bootstrap,
     interquartile_mean,
     mean_over_runs,
-    probability_of_improvement,
 )
 from experiments.racing.matrix import (
     Races,
     common_grid,
-    final_scores,
+    final_normalised,
     full_matrix,
     in_whole_runs,
     mean_clock,
@@ -108,7 +107,7 @@ def iqm_curve(races: Races, encoder: str, config: ReportConfig) -> tuple[np.ndar
     return timesteps, estimate(config, interquartile_mean, curves)
 
 
-def estimate(config: ReportConfig, statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> Estimate:
+def estimate(config: ReportConfig, statistic: Statistic, *scores: np.ndarray) -> Estimate:
     """A statistic with its interval, resampled as the flags say."""
     return bootstrap(statistic, *scores, n_resamples=config.n_resamples, seed=config.bootstrap_seed)
 
@@ -129,7 +128,6 @@ def game_curve(races: Races, encoder: str, game: str, clock: str, config: Report
     return mean_clock(runs, clock, grid), mean
 
 
-def improvement(races: Races, encoder: str, config: ReportConfig) -> Estimate:
-    """Probability that a run of an encoder ends with a higher score than one of the reference."""
-    scores, baseline = final_scores(races, encoder), final_scores(races, config.reference)
-    return estimate(config, probability_of_improvement, scores, baseline)
+def against_reference(races: Races, encoder: str, config: ReportConfig, statistic: Statistic) -> Estimate:
+    """A statistic of an encoder's scores at the end of the runs, human-normalised or alike, and of the reference's."""
+    return estimate(config, statistic, final_normalised(races, encoder), final_normalised(races, config.reference))

@@ -8,7 +8,7 @@ from dataclasses import fields
 import numpy as np
 
 from experiments.cli.results import markdown_table, scales
-from experiments.racing.estimates import Estimate, interquartile_mean
+from experiments.racing.estimates import Estimate, interquartile_mean, iqm_difference, probability_of_improvement
 from experiments.racing.matrix import (
     Races,
     cost_to_reach,
@@ -20,11 +20,12 @@ from experiments.racing.matrix import (
 )
 from experiments.racing.protocol import FROZEN_COMMIT, kept_for_test
 from experiments.racing.published_scores import NATURE_PPO_SCORES, NATURE_PPO_SOURCE, PUBLISHED_TIMESTEPS
-from experiments.racing.reporting import UNITS, ReportConfig, estimate, improvement
+from experiments.racing.reporting import UNITS, ReportConfig, against_reference, estimate
 
 _NOTE = (
     "Scores: mean of the last 100 training games of each run. IQM: interquartile mean of the {scale}, "
-    "seeds and games pooled. P: probability that a run beats one of {reference}. "
+    "seeds and games pooled; above {reference}: the difference from {reference}'s. "
+    "P: probability that a run beats one of {reference}. "
     "Costs are relative to {reference}: "
     "needed is what it takes to come up to its last score and keep it for a twentieth of a run, its whole run being 1."
 )
@@ -38,7 +39,7 @@ _ONE_SEED_NOTE = "One seed: there are no intervals, and a small difference means
 def table(races: Races, config: ReportConfig) -> str:
     """The numbers at the end of the runs as markdown, an encoder a row."""
     unit, relative = UNITS[config.clock], in_whole_runs(races, config.clock, config.reference)
-    header = ["encoder", *races.games, "IQM", f"P(beats {config.reference})"]
+    header = ["encoder", *races.games, "IQM", f"IQM above {config.reference}", f"P(beats {config.reference})"]
     header += [] if config.clock == "timesteps" else [f"timesteps per {unit}"]
     header += [f"{goal}: {unit} needed" for goal in (*races.games, "IQM")]
     rows = [table_row(relative, encoder, config) for encoder in races.encoders]
@@ -92,7 +93,9 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     cells = [encoder, *(with_range(seeds) for seeds in scores)]
     cells.append(with_interval(iqm, len(races.seeds)))
     is_reference = encoder == config.reference
-    cells.append("" if is_reference else with_interval(improvement(races, encoder, config), len(races.seeds)))
+    for statistic in (iqm_difference, probability_of_improvement):
+        above = None if is_reference else against_reference(races, encoder, config, statistic)
+        cells.append("" if above is None else with_interval(above, len(races.seeds)))
     if config.clock != "timesteps":
         cells.append(f"{relative_speed(races, encoder, config.clock):.2f}x")
     shares = [cost_to_reach(races, encoder, game, config.clock, config.reference) for game in races.games]

@@ -12,6 +12,7 @@ from experiments.racing.estimates import (
     bootstrap,
     check_scores,
     interquartile_mean,
+    iqm_difference,
     probability_of_improvement,
     resample_seeds,
 )
@@ -31,6 +32,13 @@ def test_interquartile_mean_takes_every_leading_axis_at_once():
     means = interquartile_mean(scores)
     assert means.shape == (2, 3)
     assert means[1, 2] == interquartile_mean(scores[1, 2])
+
+
+def test_the_interval_of_a_difference_is_that_of_all_pairs_of_resamples_by_hand():
+    """Two seeds each: means of 4, 5, 5, 6 and of 0, 1, 1, 2, so differences from 2 to 6, each end 1 time in 16."""
+    scores, baseline = np.array([[4.0], [6.0]]), np.array([[0.0], [2.0]])
+    difference = bootstrap(iqm_difference, scores, baseline, n_resamples=4000, confidence=0.95)
+    assert (difference.point, difference.low, difference.high) == (4, 2, 6)
 
 
 def test_probability_of_improvement_counts_pairs_game_by_game():

@@ -80,6 +80,7 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     assert rl_s["pong"] == "7.9 (7.5 to 8.2)"
     # Six runs, one dropped at either end: the mean of 0.80, 0.81, 0.81, 0.82 and of 0.40, 0.41, 0.41, 0.42.
     assert rl_s["IQM"].startswith("0.81 [0.8") and nature["IQM"].startswith("0.41 [0.4")
+    assert rl_s["IQM above nature"].startswith("0.40 [0.") and nature["IQM above nature"] == ""
     assert rl_s["P(beats nature)"] == "1.00 [1.00, 1.00]" and nature["P(beats nature)"] == ""
     assert tuple(row["timesteps per CPU time"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
     # Half way up at half the price.
@@ -136,7 +137,7 @@ def test_published_scores_stand_beside_runs_of_their_length(config):
 def test_one_seed_is_told_without_ranges_and_intervals(config):
     races = full_matrix([run for run in two_encoders() if run.seed == 0], "nature")
     row = next(line for line in table(races, config).splitlines() if line.startswith("| rl_s"))
-    assert row.startswith("| rl_s | 7.5 | 24.7 | 0.80 | 1.00 | 2.00x |") and "[" not in row
+    assert row.startswith("| rl_s | 7.5 | 24.7 | 0.80 | 0.40 | 1.00 | 2.00x |") and "[" not in row
     assert "One seed" in table(races, config)
 
 
