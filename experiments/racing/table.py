@@ -93,9 +93,8 @@ def table_row(races: Races, encoder: str, config: ReportConfig) -> list[str]:
     cells = [encoder, *(with_range(seeds) for seeds in scores)]
     cells.append(with_interval(iqm, len(races.seeds)))
     is_reference = encoder == config.reference
-    for statistic in (iqm_difference, probability_of_improvement):
-        above = None if is_reference else against_reference(races, encoder, config, statistic)
-        cells.append("" if above is None else with_interval(above, len(races.seeds)))
+    compared = (against_reference(races, encoder, config, how) for how in (iqm_difference, probability_of_improvement))
+    cells += ["", ""] if is_reference else [with_interval(value, len(races.seeds)) for value in compared]
     if config.clock != "timesteps":
         cells.append(f"{relative_speed(races, encoder, config.clock):.2f}x")
     shares = [cost_to_reach(races, encoder, game, config.clock, config.reference) for game in races.games]
