@@ -22,6 +22,7 @@ from experiments.searching.costs import relative_cost
 from experiments.searching.scoring import SCORED, Candidate
 from experiments.searching.settings import SETTINGS, name_of, relative_updates, settings_of
 from experiments.searching.space import KNOWN_CHOICES, pick, spec_of
+from experiments.study.cloning import published_agent
 from mnv4_rl.games import resolve_game
 from mnv4_rl.performance import tune
 from mnv4_rl.safe_files import make_folder
@@ -36,6 +37,7 @@ _OF_THE_STUDY = (
     "what",
     "encoder",
     "games",
+    "teachers",
     "seed",
     "budget",
     "total_timesteps",
@@ -112,10 +114,12 @@ def open_study(config: SearchConfig) -> optuna.Study:
     )
     # Unseeded: every process and call proposes candidates of its own.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
-    given = asdict(config) | {"games": [resolve_game(game) for game in config.games]}
+    games = [resolve_game(game) for game in config.games]
+    teachers = [published_agent(game).parent.name for game in games] if config.by == "copies" else []
+    given = asdict(config) | {"games": games, "teachers": teachers}
     settings = {name: given[name] for name in _OF_THE_STUDY}
     known = study.user_attrs
-    older = asdict(SearchConfig()) if known and "by" not in known else settings
+    older = settings | asdict(SearchConfig()) if known and "by" not in known else settings
     for name, value in settings.items():
         found = known.get(name, older[name])
         if found != value:

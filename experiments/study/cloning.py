@@ -29,6 +29,8 @@ from mnv4_rl.games import family_of, resolve_game
 N_ENVS, N_TEST_ENVS = 16, 3
 TIMESTEPS, EVERY = 2_400, 3  # agent timesteps a game, every third of which is kept: neighbours look alike
 UPDATES = 160
+# Whom copies of a game with several published agents are of: one published later must not take its place unseen.
+TEACHERS = ("pong__ppo__rl_s__s0",)
 BATCH = PRESETS["atari"].batch_size  # on Procgen too, whose own would see every state many times
 
 
@@ -69,15 +71,19 @@ class Learnt(NamedTuple):
 
 
 def published_agent(game: str, agents_dir: Path = AGENTS) -> Path:
-    """Folder of a game's published agent, the first by name.
+    """Folder of the published agent of a game that is copied.
 
     Raises:
-        ValueError: If the game has none.
+        ValueError: If the game has none, or several of which :data:`TEACHERS` names none.
     """
-    folders = sorted(agents_dir.glob(f"{game.replace('/', '_')}__ppo__*/{KEPT_AGENT}"))
-    if not folders:
+    start = f"{game.replace('/', '_')}__ppo__"
+    found = {agent.parent.name: agent for agent in sorted(agents_dir.glob(f"{start}*/{KEPT_AGENT}"))}
+    if not found:
         raise ValueError(f"{agents_dir} has no agent of {game}; publish one first with experiments/publish_agent.py.")
-    return folders[0]
+    named = [name for name in found if len(found) == 1 or name in TEACHERS]
+    if len(named) != 1:
+        raise ValueError(f"{agents_dir} has {', '.join(found)}; name one of them in TEACHERS of {Path(__file__).name}.")
+    return found[named[0]]
 
 
 def make_games(game: str, n_envs: int, seed: int) -> VecEnv:

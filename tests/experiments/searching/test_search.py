@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -172,8 +173,17 @@ def test_a_study_older_than_copies_is_one_by_reward(made_up, tmp_path):
     with contextlib.closing(sqlite3.connect(config(tmp_path).path / "study.db")) as database, database:
         database.execute("delete from study_user_attributes where key in ('by', 'updates')")
     with pytest.raises(ValueError, match="by='reward', this one 'copies'"):
-        open_study(config(tmp_path, by="copies"))
+        open_study(config(tmp_path, by="copies", games=("procgen/starpilot",)))
     assert open_study(config(tmp_path)).user_attrs["by"] == "reward"
+
+
+def test_copies_of_another_teacher_are_another_study(monkeypatch, tmp_path):
+    copies = config(tmp_path, by="copies", games=("pong",))
+    assert open_study(copies).user_attrs["teachers"] == ["pong__ppo__rl_s__s0"]
+    assert open_study(copies).user_attrs["teachers"] == ["pong__ppo__rl_s__s0"]
+    monkeypatch.setattr(studying, "published_agent", lambda game: Path("pong__ppo__rl_s2__s0/agent"))
+    with pytest.raises(ValueError, match="rl_s__s0.*rl_s2__s0.*another --name"):
+        open_study(copies)
 
 
 def test_command_shows_every_candidate_and_the_best_row_as_code(made_up, tmp_path, capsys):

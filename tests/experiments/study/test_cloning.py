@@ -104,3 +104,23 @@ def test_play_is_recorded_from_the_agents_own_states(tmp_path):
 def test_a_game_without_a_published_agent_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"has no agent of pong; publish one first with experiments/publish_agent.py"):
         published_agent("pong", tmp_path)
+
+
+def test_an_agent_published_later_does_not_take_the_teachers_place(tmp_path):
+    for name in ("pong__ppo__rl_s__s0", "pong__ppo__abc__s0"):
+        (tmp_path / name / "agent").mkdir(parents=True)
+    assert published_agent("pong", tmp_path).parent.name == "pong__ppo__rl_s__s0"
+    for name in ("boxing__ppo__rl_s__s0", "boxing__ppo__rl_s2__s0"):
+        (tmp_path / name / "agent").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"boxing__ppo__rl_s2__s0, boxing__ppo__rl_s__s0; name one of them in TEACHERS"):
+        published_agent("boxing", tmp_path)
+
+
+def test_the_teachers_are_those_of_the_published_copies():
+    """docs/search.md tells of copies of these agents."""
+    teachers = {game: published_agent(game).parent.name for game in ("pong", "breakout", "procgen/starpilot")}
+    assert teachers == {
+        "pong": "pong__ppo__rl_s__s0",
+        "breakout": "breakout__ppo__rl_s__s1",
+        "procgen/starpilot": "procgen_starpilot__ppo__impala__s0",
+    }
