@@ -148,23 +148,26 @@ def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: 
         reference: Whose score.
 
     Returns:
-        A share of what the reference needed in all: under 1 if it is cheaper, None if it does not get there.
+        A share of the reference's whole run: under 1 if it is cheaper, None if it does not get there. The reference
+        itself has less than 1 where its score had stopped rising before the end.
     """
     shares, scores = mean_curve(races.of(encoder, game), clock)
-    return first_reached(shares, scores, last_score(races, reference, game))
+    _, goals = mean_curve(races.of(reference, game), clock)
+    return first_reached(shares, scores, goals[-1])
 
 
 def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) -> float | None:
     """The same for the interquartile mean of the normalised scores of all games and seeds."""
     shares, curves = normalised_curves(races, encoder, clock)
-    goal = interquartile_mean(final_normalised(races, reference))
-    return first_reached(shares, interquartile_mean(curves), float(goal))
+    _, references = normalised_curves(races, reference, clock)
+    return first_reached(shares, interquartile_mean(curves), interquartile_mean(references)[-1])
 
 
 def first_reached(clock: np.ndarray, scores: np.ndarray, goal: float) -> float | None:
     """The clock where a curve, (n_points,) both, first comes up to a score and keeps it for a twentieth of the points.
 
-    A mean of the first few games, or one lucky game, is not the score of an agent. None if it never does so.
+    A mean of the first few games, or one lucky game, is not the score of an agent. What is reached later than that
+    before the end counts if it is kept up to the end. None if it never does so.
     """
     window = max(1, len(scores) // 20)
     held = [scores[start : start + window].min() >= goal for start in range(len(scores))]

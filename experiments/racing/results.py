@@ -64,7 +64,7 @@ class RaceRun:
         if clock[-1] < timesteps or clock[0] > timesteps:
             raise ValueError(
                 f"{self.encoder} on {self.game} with seed {self.seed} has scores from timestep {clock[0]:,.0f} to "
-                f"{clock[-1]:,.0f}, got --timesteps {timesteps:,}; lower it, or name --encoders that ran for so long."
+                f"{clock[-1]:,.0f}, got --timesteps {timesteps:,}; take one between them, or --encoders that have it."
             )
         last = [np.interp(timesteps, clock, column) for column in self.points.T]
         return replace(self, points=np.vstack([self.points[clock < timesteps], last]))

@@ -138,3 +138,17 @@ def test_other_mistakes_say_what_came():
         bootstrap(interquartile_mean, scores, confidence=95)
     with pytest.raises(ValueError, match="n_resamples must be a whole number of at least 1, got 0"):
         bootstrap(interquartile_mean, scores, n_resamples=0)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "n_games", "of_one", "of_difference"),
+    [(2, 5, (0.60, 0.80), (0.74, 0.88)), (3, 3, (0.78, 0.90), (0.80, 0.93)), (5, 5, (0.86, 0.97), (0.86, 0.97))],
+)
+def test_intervals_of_few_seeds_hold_the_truth_less_often_than_they_say(n_seeds, n_games, of_one, of_difference):
+    """What docs/protocol.md says of them: normal scores around 0, how often a 95 % interval holds it."""
+    rng, n_trials = np.random.default_rng(0), 400
+    drawn = rng.standard_normal((n_trials, 2, n_seeds, n_games))
+    alone = [bootstrap(interquartile_mean, one, n_resamples=400) for one, _ in drawn]
+    pairs = [bootstrap(iqm_difference, *both, n_resamples=400) for both in drawn]
+    for estimates, (least, most) in ((alone, of_one), (pairs, of_difference)):
+        assert least < np.mean([estimate.low <= 0 <= estimate.high for estimate in estimates]) < most

@@ -26,7 +26,7 @@ from experiments.racing.matrix import (
 )
 from experiments.racing.reporting import ReportConfig, game_curve, iqm_curve, read_matrix
 from experiments.racing.results import RaceRun, write_race
-from experiments.racing.table import command_line, table
+from experiments.racing.table import command_line, seeds_note, table
 
 # Pong's reference scores are -20.7 and 14.6, Breakout's 1.7 and 30.5.
 HUMAN = {"pong": 14.6, "breakout": 30.5, "qbert": 13455.0}
@@ -85,6 +85,23 @@ def test_command_writes_figures_and_the_table_counted_by_hand(config, capsys):
     assert tuple(row["timesteps per CPU time"] for row in (nature, rl_s)) == ("1.00x", "2.00x")
     # Half way up at half the price.
     assert rl_s["pong: CPU time needed"] == rl_s["IQM: CPU time needed"] == "0.25x"
+    assert nature["pong: CPU time needed"] == nature["IQM: CPU time needed"] == "1.00x"
+
+
+def test_a_reference_that_stopped_rising_did_not_need_its_whole_run(config):
+    """Both by the same rule: who is compared with a flat curve is no sooner than it by being under 1."""
+    points = np.array([[t, t, t, min(t, 10)] for t in range(41)], dtype=float)
+    runs = [RaceRun("pong", encoder, 0, points) for encoder in ("nature", "rl_s")]
+    nature, rl_s = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table(full_matrix(runs, "nature"), config).splitlines()[2:4]
+    )
+    assert nature[-1] == rl_s[-1] == "0.25x"
+
+
+def test_few_seeds_are_told_to_make_narrow_intervals(config):
+    assert "which so few seeds make too narrow" in table(full_matrix(two_encoders(), "nature"), config)
+    assert "too narrow" not in seeds_note(1, 2000) + seeds_note(5, 2000)
 
 
 def test_the_same_races_give_the_same_table(config):
@@ -167,7 +184,7 @@ def test_runs_of_any_length_are_reported_as_they_stood_at_a_timestep(config):
     assert [run.clock("timesteps")[-1] for run in races.runs.values()] == [250, 250]
     assert [final_normalised(races, encoder).item() for encoder in races.encoders] == pytest.approx([0.2, 0.2])
     assert races.runs["rl_s", "pong", 0].clock("cpu_seconds").tolist() == [0, 1, 2, 2.5]  # a point is put in
-    with pytest.raises(ValueError, match=r"nature on pong with seed 0 has .* to 500, got --timesteps 501; lower it"):
+    with pytest.raises(ValueError, match=r"nature on pong with seed 0 has .* to 500, got --timesteps 501; take one between"):
         read_matrix(replace(config, timesteps=501))
     assert "--timesteps 250" in table(races, replace(config, timesteps=250))
 
