@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 
 from experiments.cli.command import parse, user_errors
 from experiments.cli.results import RESULTS, check_file_name
-from experiments.racing.curves import read_run
+from experiments.racing.curves import Curve, read_run
 from experiments.racing.figures import draw_runs
 from mnv4_rl.checks import check_positive
 from mnv4_rl.safe_files import make_folder
@@ -40,13 +40,30 @@ def main(args: list[str] | None = None) -> None:
     with user_errors():
         check_file_name(config.name)
         check_positive(points=config.points)
-        curves = [read_run(run, config.points) for run in config.runs]
+        curves = read_runs(config)
         make_folder(config.results_dir)
     for curve in curves:
         print(curve.write(config.results_dir))
     figure = config.results_dir / f"{config.name}.png"
     draw_runs(curves, figure)
     print(figure)
+
+
+def read_runs(config: PublishConfig) -> list[Curve]:
+    """The curves, each of which gets a file.
+
+    Raises:
+        ValueError: Without runs, for a folder that holds none, or for two whose file would be the same.
+    """
+    if not config.runs:
+        raise ValueError("runs names no run folder; give at least one.")
+    curves: dict[str, Curve] = {}
+    for run in config.runs:
+        curve = read_run(run, config.points)
+        if curve.label in curves:
+            raise ValueError(f"{run} would be written to {curve.label}.csv, as another of the runs; publish it elsewhere.")
+        curves[curve.label] = curve
+    return list(curves.values())
 
 
 if __name__ == "__main__":

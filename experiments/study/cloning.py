@@ -104,9 +104,11 @@ def record(game: str, agent: Path, seed: int, timesteps: int = TIMESTEPS) -> Les
         timesteps: Agent timesteps in each environment.
 
     Raises:
-        ValueError: If the agent sees other images than the game shows.
+        ValueError: If the agent has no probabilities of actions, or sees other images than the game shows.
     """
     game, model = resolve_game(game), load_agent(agent, device="cpu")
+    if not isinstance(model.policy, ActorCriticPolicy):
+        raise ValueError(f"{agent} is of {type(model).__name__}, which has no probabilities to copy; name one of PPO.")
     env = make_games(game, N_ENVS, seed)
     try:
         if (found := model.observation_space) != env.observation_space:

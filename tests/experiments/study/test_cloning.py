@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import build_ppo
 from experiments.study import cloning
 from experiments.study.cloning import Lesson, Play, as_rewards_teach, clone, clone_to, examine, published_agent, record
@@ -99,6 +100,15 @@ def test_play_is_recorded_from_the_agents_own_states(tmp_path):
     with th.no_grad():
         expected = model.policy.get_distribution(lesson.test.observations).distribution.probs
     np.testing.assert_allclose(lesson.test.probabilities, expected, rtol=1e-5)
+
+
+def test_an_agent_without_probabilities_cannot_be_copied(tmp_path):
+    env = make_atari_env("pong", 1, 0)
+    model = build_dqn(env, "nature", seed=0, device="cpu", hyperparameters=DQNHyperparameters(buffer_size=100))
+    env.close()
+    save_agent(model, tmp_path / "agent", optimizer=False)
+    with pytest.raises(ValueError, match="agent is of DQN, which has no probabilities to copy; name one of PPO"):
+        record("pong", tmp_path / "agent", seed=0)
 
 
 def test_a_game_without_a_published_agent_is_told(tmp_path):
