@@ -132,7 +132,7 @@ class Encoders(nn.Module):
 
 @th.no_grad()
 def fold_extractor(extractor: BaseFeaturesExtractor, normalize_images: bool) -> tuple[nn.Module, list[Part]]:
-    """A plain network that computes an extractor's features, up to what the next layer has to absorb.
+    """A plain network on the CPU that computes an extractor's features, up to what the next layer has to absorb.
 
     Args:
         extractor: One of ours, SB3's NatureCNN, or SB3's CombinedExtractor.
@@ -187,9 +187,9 @@ def _fold_combined(
 
 def _fold_image(extractor: ImageExtractor | NatureCNN) -> tuple[nn.Sequential, Part]:
     if isinstance(extractor, NatureCNN):
-        plain = deepcopy(nn.Sequential(extractor.cnn, extractor.linear)).requires_grad_(False).eval()
+        plain = deepcopy(nn.Sequential(extractor.cnn, extractor.linear)).cpu().requires_grad_(False).eval()
         return plain, Part(extractor.features_dim)
-    network = deepcopy(extractor.network).requires_grad_(False).eval()
+    network = deepcopy(extractor.network).cpu().requires_grad_(False).eval()
     if isinstance(network, TimmNetwork):
         head, part = _fold_head(network.head, {network.head: network.map_size})
         layers = nn.Sequential(network.trunk, head)  # whose own layers converters know

@@ -3,6 +3,7 @@
 import copy
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from agents.runs.state import Clock, capture, restore_counters, restore_session
 from mnv4_rl import list_models
 from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.agent_format import describe
+from mnv4_rl.export.acting import fold
 from mnv4_rl.extractors import MNV4Extractor
 from mnv4_rl.performance import compile_encoders, set_precision
 from mnv4_rl.replay import AtariReplayBuffer
@@ -264,6 +266,16 @@ def test_an_agent_file_is_loaded_on_either_device(device, algo, tmp_path):
 
 def test_whole_games_are_played(device):
     assert len(evaluate(ppo(device), tiny_env(), 4).scores) == 4
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_agent_is_folded_where_it_was_trained(device, encoder):
+    reference = ppo("cpu", encoder)
+    folded = fold(twin(reference, device, partial(ppo, encoder=encoder)))
+    assert {parameter.device.type for parameter in folded.parameters()} == {"cpu"}
+    logits = reference.policy.get_distribution(reference.policy.obs_to_tensor(pictures())[0]).distribution.logits
+    scores, _ = folded(th.as_tensor(pictures()))
+    assert_close(scores.log_softmax(1), logits)
 
 
 def test_saliency_is_that_of_the_cpu(device):
