@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
@@ -18,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
 from torch import Tensor
 
 from mnv4_rl.models.layers import MAX_BYTE
@@ -100,12 +101,14 @@ def read_layout(space: gym.Space, normalized_image: bool = False, channels_last:
 
     Raises:
         TypeError: If it is not a gymnasium space.
-        ValueError: If it is no image, its numbers are not those of one, or nobody can know which axis holds the
-            channels; the message says what came, what is allowed and what to do.
+        ValueError: If it is no image, its numbers are not those of one, nobody can know which axis holds the
+            channels, or frames were stacked along another; the message says what came, what is allowed and what to do.
     """
     box = _check_box(space)
     _check_numbers(box, normalized_image)
-    return ImageLayout(box.shape, _choose_channels_last(box, channels_last), is_bytes(box))
+    layout = ImageLayout(box.shape, _choose_channels_last(box, channels_last), is_bytes(box))
+    _check_stacked_frames(layout)
+    return layout
 
 
 def is_bytes(space: gym.Space) -> bool:
@@ -281,6 +284,43 @@ def _check_stack(layout: ImageLayout) -> None:
         )
 
 
+def _check_stacked_frames(layout: ImageLayout) -> None:
+    """Refuse frames that a VecFrameStack put side by side into one wide picture, or one below the other.
+
+    SB3 stacks along the last axis all that it does not take for an image: grey matrices, floats, and stacks.
+    """
+    algorithm = _callers()[1]
+    for frame, stacked, axis in _frame_stacks(None if algorithm is None else algorithm.env):
+        if stacked.shape != layout.shape or (len(frame) == 3 and layout.is_bytes):  # SB3 knows the axes of those
+            continue
+        if len(frame) > 2 and axis == (-1 if len(frame) == 3 and layout.channels_last else 0):
+            continue
+        order = "last" if layout.channels_last else "first"
+        cure = f"pass it channels_order={order!r}" if len(frame) == 3 else _one_axis_more(frame)
+        raise ValueError(
+            f"VecFrameStack made one picture of shape {stacked.shape} of frames of shape {frame}, side by side: stack "
+            f"them along the channels; {cure}."
+        )
+
+
+def _one_axis_more(frame: tuple[int, ...]) -> str:
+    if len(frame) == 2:
+        return f"give a frame a channel axis first, by gymnasium.wrappers.ReshapeObservation(env, {(*frame, 1)})"
+    return "leave it out, as a frame is a stack already"
+
+
+def _frame_stacks(env: VecEnv | None) -> Iterator[tuple[tuple[int, ...], spaces.Box, int]]:
+    """Every Box that SB3 stacks in these environments: the shape of a frame, the stack's space, the axis of a frame."""
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecFrameStack):
+            frames, stacks = env.venv.observation_space, env.stacked_obs
+            parts = frames.items() if isinstance(frames, spaces.Dict) else [("", frames)]
+            for key, frame in parts:
+                stack = stacks.sub_stacked_observations[key] if key else stacks
+                yield frame.shape, stack.stacked_observation_space, stack.repeat_axis
+        env = env.venv
+
+
 def _giver() -> Literal["nobody", "policy", "algorithm", "moved", "skipped"]:
     """Who hands the space over.
 
@@ -292,17 +332,24 @@ def _giver() -> Literal["nobody", "policy", "algorithm", "moved", "skipped"]:
         is or that has none, being loaded; "moved" or "skipped" where the environment is in a VecTransposeImage that
         moves the channels, or was told to skip that.
     """
-    giver: Literal["nobody", "policy"] = "nobody"
+    is_policy, algorithm = _callers()
+    if algorithm is None:
+        return "policy" if is_policy else "nobody"
+    transposer = _vec_transpose_image(algorithm.env)
+    return "algorithm" if transposer is None else "skipped" if transposer.skip else "moved"
+
+
+def _callers() -> tuple[bool, BaseAlgorithm | None]:
+    """Whether a policy is being built, and the algorithm that builds it."""
+    is_policy = False
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
-        if isinstance(caller, BaseModel):
-            giver = "policy"
-        if giver == "policy" and isinstance(caller, BaseAlgorithm):
-            transposer = _vec_transpose_image(caller.env)
-            return "algorithm" if transposer is None else "skipped" if transposer.skip else "moved"
+        is_policy |= isinstance(caller, BaseModel)
+        if is_policy and isinstance(caller, BaseAlgorithm):
+            return True, caller
         frame = frame.f_back
-    return giver
+    return is_policy, None
 
 
 def _vec_transpose_image(env: VecEnv | None) -> VecTransposeImage | None:

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor
 from mnv4_rl.baselines import ImpalaCNN
@@ -256,6 +256,47 @@ def test_gymnasiums_frame_stack_is_a_stack_of_frames():
     agent = agent_on(env)
     assert encoder_of(agent).image_shape == (12, 24, 20)
     agent.learn(8)
+
+
+def stacked(space: spaces.Space, order: Any = None) -> VecFrameStack:
+    return VecFrameStack(DummyVecEnv([lambda: Pictures(space)]), 4, channels_order=order)
+
+
+FLOATS = spaces.Box(0, 1, (3, 24, 24), np.float32)
+STACK = uint8_box(2, 3, 24, 24)
+
+
+@pytest.mark.parametrize(
+    ("space", "order", "cure"),
+    [
+        (uint8_box(24, 20), None, "ReshapeObservation(env, (24, 20, 1))"),
+        (uint8_box(24, 20), "first", "ReshapeObservation(env, (24, 20, 1))"),
+        (FLOATS, None, "channels_order='first'"),
+        (spaces.Box(0, 1, (24, 24, 3), np.float32), "first", "channels_order='last'"),
+        (STACK, None, "leave it out"),
+    ],
+)
+@pytest.mark.parametrize("in_dict", [False, True], ids=["image", "dict"])
+def test_frames_that_sb3_stacked_side_by_side_are_refused(space, order, cure, in_dict):
+    policy = "MultiInputPolicy" if in_dict else "CnnPolicy"
+    env = stacked(spaces.Dict(camera=space, speed=spaces.Box(-1, 1, (2,))) if in_dict else space, order)
+    with pytest.raises(ValueError, match=rf"frames of shape {re.escape(str(space.shape))}, side by side.*{re.escape(cure)}"):
+        agent_on(env, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("space", "order", "read"),
+    [
+        (uint8_box(24, 20, 1), None, (4, 24, 20)),
+        (uint8_box(3, 24, 20), None, (12, 24, 20)),
+        (uint8_box(24, 20, 3), None, (12, 24, 20)),
+        (FLOATS, "first", (12, 24, 24)),
+        (spaces.Box(0, 1, (48, 48, 3), np.float32), None, (12, 48, 48)),
+        (STACK, "first", (24, 24, 24)),
+    ],
+)
+def test_frames_that_sb3_stacked_along_the_channels_are_read(space, order, read):
+    assert agent_on(stacked(space, order)).policy.features_extractor.image_shape == read
 
 
 def test_float_stacks_are_folded_and_not_divided():
