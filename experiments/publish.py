@@ -61,7 +61,9 @@ def read_runs(config: PublishConfig) -> list[Curve]:
     for run in config.runs:
         curve = read_run(run, config.points)
         if curve.label in curves:
-            raise ValueError(f"{run} would be written to {curve.label}.csv, as another of the runs; publish it elsewhere.")
+            raise ValueError(
+                f"{run} would be written to {curve.label}.csv, as another of the runs; publish it elsewhere."
+            )
         curves[curve.label] = curve
     return list(curves.values())
 

@@ -34,7 +34,9 @@ _SEEDS_NOTE = (
     "Scores are means over {n_seeds} seeds, with the lowest and the highest; brackets are 95 % stratified-bootstrap "
     "intervals ({n_resamples} resamples){caution}."
 )
-_FEW_SEEDS = 5  # from so many on nine of ten intervals hold the true value, see tests/experiments/racing/test_estimates.py
+_FEW_SEEDS = (
+    5  # from so many on nine of ten intervals hold the true value, see tests/experiments/racing/test_estimates.py
+)
 _CAUTION = ", which so few seeds make too narrow"
 
 _ONE_SEED_NOTE = "One seed: there are no intervals, and a small difference means nothing."

@@ -51,6 +51,8 @@ def test_two_runs_of_one_name_are_refused(run, tmp_path, capsys):
     """Such as fp32 and bf16: the second curve would take the first one's file."""
     shutil.copytree(run, tmp_path / "bf16")
     with pytest.raises(SystemExit):
-        publish.main(["--runs", str(run), str(tmp_path / "bf16"), "--name", "x", "--results-dir", str(tmp_path / "out")])
+        publish.main(
+            ["--runs", str(run), str(tmp_path / "bf16"), "--name", "x", "--results-dir", str(tmp_path / "out")]
+        )
     assert "bf16 would be written to pong__ppo__rl_s__s3.csv, as another of the runs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

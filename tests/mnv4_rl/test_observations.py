@@ -280,7 +280,9 @@ STACK = uint8_box(2, 3, 24, 24)
 def test_frames_that_sb3_stacked_side_by_side_are_refused(space, order, cure, in_dict):
     policy = "MultiInputPolicy" if in_dict else "CnnPolicy"
     env = stacked(spaces.Dict(camera=space, speed=spaces.Box(-1, 1, (2,))) if in_dict else space, order)
-    with pytest.raises(ValueError, match=rf"frames of shape {re.escape(str(space.shape))}, side by side.*{re.escape(cure)}"):
+    with pytest.raises(
+        ValueError, match=rf"frames of shape {re.escape(str(space.shape))}, side by side.*{re.escape(cure)}"
+    ):
         agent_on(env, policy=policy)
 
 

@@ -184,7 +184,9 @@ def test_runs_of_any_length_are_reported_as_they_stood_at_a_timestep(config):
     assert [run.clock("timesteps")[-1] for run in races.runs.values()] == [250, 250]
     assert [final_normalised(races, encoder).item() for encoder in races.encoders] == pytest.approx([0.2, 0.2])
     assert races.runs["rl_s", "pong", 0].clock("cpu_seconds").tolist() == [0, 1, 2, 2.5]  # a point is put in
-    with pytest.raises(ValueError, match=r"nature on pong with seed 0 has .* to 500, got --timesteps 501; take one between"):
+    with pytest.raises(
+        ValueError, match=r"nature on pong with seed 0 has .* to 500, got --timesteps 501; take one between"
+    ):
         read_matrix(replace(config, timesteps=501))
     assert "--timesteps 250" in table(races, replace(config, timesteps=250))
 

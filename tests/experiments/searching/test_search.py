@@ -182,7 +182,7 @@ def test_copies_of_another_teacher_are_another_study(monkeypatch, tmp_path):
     assert open_study(copies).user_attrs["teachers"] == ["pong__ppo__rl_s__s0"]
     assert open_study(copies).user_attrs["teachers"] == ["pong__ppo__rl_s__s0"]
     monkeypatch.setattr(studying, "published_agent", lambda game: Path("pong__ppo__rl_s2__s0/agent"))
-    with pytest.raises(ValueError, match="rl_s__s0.*rl_s2__s0.*another --name"):
+    with pytest.raises(ValueError, match=r"rl_s__s0.*rl_s2__s0.*another --name"):
         open_study(copies)
 
 

@@ -122,7 +122,9 @@ def test_an_agent_published_later_does_not_take_the_teachers_place(tmp_path):
     assert published_agent("pong", tmp_path).parent.name == "pong__ppo__rl_s__s0"
     for name in ("boxing__ppo__rl_s__s0", "boxing__ppo__rl_s2__s0"):
         (tmp_path / name / "agent").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"boxing__ppo__rl_s2__s0, boxing__ppo__rl_s__s0; name one of them in TEACHERS"):
+    with pytest.raises(
+        ValueError, match=r"boxing__ppo__rl_s2__s0, boxing__ppo__rl_s__s0; name one of them in TEACHERS"
+    ):
         published_agent("boxing", tmp_path)
 
 
