@@ -29,6 +29,7 @@ from mnv4_rl.observations import is_clearly_channels_last
 # than 32 decisions on average make the side store grow.
 _RING_FRAMES_PER_SIDE_FRAME = 32
 _MANY_FRAMES = 1.5  # a transition; half as much again as was counted
+_STEPS_OF_A_GUESS = 100  # for so many steps pictures may show nothing before a guess of the channels stands
 _FRAMES_BEFORE_WARNING = 100  # the first steps of all environments are first frames
 # Arrays kept for samples: obs and next_obs of a batch in use and of the one drawn meanwhile. At batch 256 the page
 # faults of new arrays can take longer than the copying.
@@ -262,7 +263,7 @@ class AtariReplayBuffer(NStepReplayBuffer):
         handle_timeout_termination: Bootstrap from the last observation of an episode cut off by a time limit.
         n_steps: Rewards summed per sample. 1 samples as `ReplayBuffer` does, more as `NStepReplayBuffer` does.
         gamma: Discount per decision, of use only with `n_steps` > 1; give the algorithm the same.
-        frame_channels: Channels of one frame: 1 for grey, 3 for RGB. None reads it off the first transition where the
+        frame_channels: Channels of one frame: 1 for grey, 3 for RGB. None reads it off the first transitions where the
             channels can be either.
 
     Raises:
@@ -299,11 +300,13 @@ class AtariReplayBuffer(NStepReplayBuffer):
 
     def add(self, obs: np.ndarray, next_obs: np.ndarray, action: Any, reward: Any, done: Any, infos: Any) -> None:
         """As SB3's; arrays as :attr:`observations` and its like have them for one step."""
+        self._is_guess &= self.pos < _STEPS_OF_A_GUESS and not self.full
         if self._is_guess:
-            self._is_guess = False
             shape = (self.n_envs, *self.obs_shape)
-            if _moves_by_one_channel(obs.reshape(shape), next_obs.reshape(shape), np.asarray(done)):
-                self.set_stack(shape[1])
+            moves = _moves_by_one_channel(obs.reshape(shape), next_obs.reshape(shape), np.asarray(done))
+            self._is_guess = moves is None
+            if moves:
+                self._store_again(shape[1])
         super().add(obs, next_obs, action, reward, done, infos)
 
     def set_stack(self, stack: int) -> None:
@@ -311,6 +314,14 @@ class AtariReplayBuffer(NStepReplayBuffer):
         self._is_guess = False
         self._allocate(self.obs_shape, stack)
         self.reset()
+
+    def _store_again(self, stack: int) -> None:
+        """Store the few transitions there are as ``stack`` frames an observation."""
+        arrays = (self.observations, self.next_observations, self.actions, self.rewards, self.dones, self.timeouts)
+        steps = [tuple(array[step] for array in arrays) for step in range(self.pos)]
+        self.set_stack(stack)
+        for *transition, timeouts in steps:
+            super().add(*transition, [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts])
 
     def _allocate(self, shape: tuple[int, ...], stack: int) -> None:
         """Map the arrays, under the names `ReplayBuffer.add` and `_get_samples` know them by."""
@@ -407,11 +418,13 @@ def _check_frame_channels(frame_channels: int, channels: int) -> None:
         )
 
 
-def _moves_by_one_channel(obs: np.ndarray, next_obs: np.ndarray, done: np.ndarray) -> bool:
+def _moves_by_one_channel(obs: np.ndarray, next_obs: np.ndarray, done: np.ndarray) -> bool | None:
     """Whether a step pushed one channel out of the stacks that went on: frames are grey.
 
-    Where all channels are alike, a black picture say, that shows nothing.
+    None where all channels are alike, a black picture say, or a game's first frame many times: that shows nothing.
     """
     goes_on = ~done.reshape(-1).astype(bool)
     before, after = obs[goes_on], next_obs[goes_on]
-    return np.array_equal(after[:, :-1], before[:, 1:]) and not np.array_equal(before[:, :-1], before[:, 1:])
+    if np.array_equal(before[:, :-1], before[:, 1:]):
+        return None
+    return np.array_equal(after[:, :-1], before[:, 1:])

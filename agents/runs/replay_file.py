@@ -100,7 +100,7 @@ def _read_arrays(path: Path, buffer: Any) -> Arrays:
 
 
 def _agree_on_stack(buffer: Any, stack: int) -> None:
-    """Whether frames are grey or RGB is known from the first transition only."""
+    """Whether frames are grey or RGB is known from the first transitions only."""
     if buffer.size() == 0 and stack != buffer.frames.stack and stack > 0 and buffer.obs_shape[0] % stack == 0:
         buffer.set_stack(stack)
 

@@ -252,6 +252,35 @@ def test_black_pictures_do_not_decide_what_a_frame_is() -> None:
     assert ours.frames.stack == 4 and ours.frames._n_side_used <= 5
 
 
+@pytest.mark.parametrize("n_black", [0, 30, 98])
+@pytest.mark.parametrize("stack", [3, 6, 12])
+def test_grey_stacks_that_begin_with_copies_are_known_for_grey(stack: int, n_black: int) -> None:
+    """As gymnasium's FrameStackObservation begins them; what was stored before that was clear stays."""
+    frames = np.random.default_rng(0).integers(256, size=(150, 1, 9, 10), dtype=np.uint8)
+    frames[: n_black + stack] = frames[0]
+    space = spaces.Box(0, 255, (stack, 9, 10), np.uint8)
+    ours, theirs = (cls(200, space, ACTIONS, device="cpu") for cls in (AtariReplayBuffer, ReplayBuffer))
+    for t, (obs, next_obs, *_) in enumerate(steps_of(frames, stack)):
+        done = np.array([t in (5, 9)])
+        rest = np.array([t % 3]), np.array([t / 7]), done, [{"TimeLimit.truncated": t == 9}]
+        ours.add(obs, next_obs, *rest)
+        theirs.add(obs, next_obs, *rest)
+    assert_same_buffers(ours, theirs)
+    assert ours.frames.stack == stack and ours.frames._n_side_used <= 1 + stack
+
+
+def test_a_guess_stands_once_the_buffer_is_full() -> None:
+    frames = np.zeros((60, 1, 9, 10), np.uint8)
+    frames[40:] = np.random.default_rng(0).integers(256, size=(20, 1, 9, 10), dtype=np.uint8)
+    space = spaces.Box(0, 255, (3, 9, 10), np.uint8)
+    ours, theirs = (cls(20, space, ACTIONS, device="cpu") for cls in (AtariReplayBuffer, ReplayBuffer))
+    for transition in steps_of(frames, 3):
+        ours.add(*transition)
+        theirs.add(*transition)
+    assert_same_buffers(ours, theirs)
+    assert ours.full and ours.frames.stack == 1
+
+
 def test_a_store_that_outgrows_its_count_warns_once() -> None:
     frames = np.random.default_rng(0).integers(256, size=(300, 3, 9, 10), dtype=np.uint8)
     space = spaces.Box(0, 255, (12, 9, 10), np.uint8)
