@@ -13,7 +13,6 @@ README.md        the card: game, score, timesteps, command, commit; on top what 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,14 +39,13 @@ from agents.runs.loading import TrainedRun, games_of
 from experiments.cli.command import parse, user_errors
 from experiments.cli.results import AGENTS, ROOT, SCALES, markdown_table, normalised_text, shown
 from experiments.racing.curves import label_of, provenance
-from mnv4_rl.agent_files import load_agent, save_agent
+from mnv4_rl.agent_files import check_agent_place, load_agent, save_agent
 from mnv4_rl.atari.options import PROTOCOLS
 from mnv4_rl.checks import check_positive, check_ranges
 from mnv4_rl.games import family_of
 from mnv4_rl.hub import front_matter
 from mnv4_rl.performance import THREADS, tune
 from mnv4_rl.safe_files import make_folder, write_file
-from mnv4_rl.sealed_folders import MANIFEST
 
 PROTOCOL = "sb3"
 FRAME_SKIP = PROTOCOLS[PROTOCOL].frame_skip
@@ -146,9 +144,7 @@ def check_place(folder: Path) -> None:
         ModuleNotFoundError: If the clip could not be written.
     """
     make_folder(folder)
-    kept = folder / KEPT_AGENT
-    if os.path.lexists(kept) and not (kept / MANIFEST).is_file():
-        raise FileExistsError(f"{kept} exists and is no saved agent; move it away.")
+    check_agent_place(folder / KEPT_AGENT)
     check_mp4()
     with tempfile.TemporaryFile(dir=folder):
         pass

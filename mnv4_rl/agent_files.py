@@ -43,7 +43,7 @@ from mnv4_rl.extractors import MNV4Extractor
 from mnv4_rl.hub import agent_folder
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, Writer, check_size, open_regular
 from mnv4_rl.schemas import parse_json
-from mnv4_rl.sealed_folders import MANIFEST, SealedFolder, write_folder
+from mnv4_rl.sealed_folders import SealedFolder, check_replaceable, write_folder
 from mnv4_rl.weights.files import parse_safetensors, read_header, read_pickle
 from mnv4_rl.weights.tensors import check_tensors, copy_tensors, plain_names, some
 
@@ -71,17 +71,26 @@ def save_agent(model: BaseAlgorithm, path: str | Path, *, optimizer: bool = True
 
     Raises:
         ValueError: If the model has a part that cannot be told in plain data, or weights that are not finite.
-        FileExistsError: If the path holds something other than a saved agent; it is left as it is.
+        FileExistsError: If the path, or one of its ``.partial`` and ``.old.partial`` beside it, where it is written,
+            holds anything but a saved agent, a file among an agent's too; all is left as it is.
         OSError: If it cannot be written; what was there stays.
     """
     path = Path(path)
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise FileExistsError(f"{path} exists and is no saved agent; name a new folder.")
+    check_agent_place(path)
     check_finite(model)
     agent = describe(model)
     _check_comes_back(model, agent)
     write_folder(path, agent_files(model, agent, optimizer=optimizer))
     return path
+
+
+def check_agent_place(path: Path) -> None:
+    """Refuse a folder that :func:`save_agent` could not write without deleting something that is none of an agent's.
+
+    Raises:
+        FileExistsError: Naming what is in the way; it is left as it is.
+    """
+    check_replaceable(path, LIMITS)
 
 
 def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.device = "auto") -> BaseAlgorithm:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -140,6 +140,40 @@ def write_folder(path: Path, files: Mapping[str, Writer]) -> None:
         raise
     remove(old)
     sync_folder(path.parent)
+
+
+def check_replaceable(path: Path, limits: Mapping[str, int]) -> None:
+    """Refuse a place where :func:`write_folder` would delete more than a folder of these files.
+
+    Args:
+        path: The folder that is to be written.
+        limits: Names of its files -> bytes of each, at most.
+
+    Raises:
+        FileExistsError: Naming what is in the way; everything is left as it is.
+    """
+    _check_nothing_else(path, limits)
+    for beside in _beside(path):  # without a manifest as yet, or no longer with one
+        _check_nothing_else(beside, limits)
+    if os.path.lexists(path):
+        try:
+            SealedFolder(path, limits, tuple(limits))
+        except DamagedError as error:
+            raise FileExistsError(_in_the_way(path, str(error))) from error
+
+
+def _check_nothing_else(path: Path, names: Collection[str]) -> None:
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise FileExistsError(_in_the_way(path, "it is no folder"))
+    for entry in sorted(path.iterdir()):
+        if entry.name not in (*names, MANIFEST) or (entry.is_dir() and not entry.is_symlink()):
+            raise FileExistsError(_in_the_way(path, f"{entry.name!r} in it is none of an agent's files"))
+
+
+def _in_the_way(path: Path, why: str) -> str:
+    return f"{path} is in the way and is no saved agent: {why.rstrip('.')}. Move it away, or save under another name."
 
 
 def standing(path: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from agents.ppo import PPOHyperparameters, build_ppo
-from agents.runs.checkpoints import write_checkpoint
+from agents.runs.checkpoints import newest_checkpoint, write_checkpoint
 from agents.runs.loading import load_run
 from experiments import publish_agent
 from mnv4_rl import agent_format
@@ -115,7 +115,9 @@ def test_what_cannot_be_published_leaves_nothing(run, tmp_path, capsys, total, f
     assert not (tmp_path / "agents").exists()
 
 
-@pytest.mark.parametrize("fault", ["command.txt", "versions.txt", "place", "agent", "game", "seed", "total_timesteps"])
+@pytest.mark.parametrize(
+    "fault", ["command.txt", "versions.txt", "place", "agent", "own file", "game", "seed", "total_timesteps"]
+)
 def test_what_would_fail_after_the_games_is_refused_before_them(run, fault, tmp_path, capsys, monkeypatch):
     folder, agents = tmp_path / "run", tmp_path / "agents"
     shutil.copytree(run[0], folder)
@@ -128,6 +130,8 @@ def test_what_would_fail_after_the_games_is_refused_before_them(run, fault, tmp_
         agents.write_text("a file")
     if fault == "agent":
         (agents / "pong__ppo__rl_s__s3" / "agent").mkdir(parents=True)
+    if fault == "own file":
+        shutil.copytree(newest_checkpoint(run[0]), agents / "pong__ppo__rl_s__s3" / "agent")
     monkeypatch.setattr(publish_agent, "play", lambda *_: pytest.fail("games were played"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as refused:
