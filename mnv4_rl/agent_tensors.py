@@ -26,6 +26,10 @@ _POLICY = "policy/"
 # Sums of squares: an optimiser takes their root.
 _NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg"}
 
+# Settings that optimisers have had in every release of torch: what a file lacks of these is damage.
+_LASTING = {"params", "lr", "betas", "eps", "alpha", "momentum", "dampening", "weight_decay"}
+_LASTING |= {"amsgrad", "centered", "nesterov"}
+
 
 class NonFiniteError(ValueError):
     """A loss or a weight is NaN or infinite."""
@@ -154,12 +158,18 @@ def learning_rates(own: Groups, given: Groups) -> list[float]:
     Raises:
         ValueError: If any other setting differs from the model's own, or the rate is none.
     """
-    if [{**group, "lr": 0} for group in own] != [{**group, "lr": 0} for group in given]:
+    if len(own) != len(given) or not all(map(_same_settings, own, given)):
         raise ValueError(f"the optimiser's settings {given!s:.200} are not the model's {own!s:.200}.")
     rates = [group.get("lr") for group in given]
     if not all(isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate < 1e6 for rate in rates):
         raise ValueError(f"learning rates lie in [0, 1,000,000), got {rates}.")
     return [float(rate) for rate in rates]  # type: ignore[arg-type]
+
+
+def _same_settings(own: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether two groups say the same; a setting that only one release of torch knows is that one's default."""
+    compared = _LASTING | (own.keys() & given.keys())
+    return all((key in own) == (key in given) and own.get(key) == given.get(key) for key in compared - {"lr"})
 
 
 def _checked_state(optimizer: th.optim.Optimizer, state: State, prefix: str) -> dict[int, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Agents on disk: equal after loading, refused when damaged, and no way to make loading run anything."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from agents.runs.state import Clock, capture
 from mnv4_rl import MNV4Extractor, agent_format
 from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.agent_tensors import NonFiniteError
+from mnv4_rl.safe_files import DamagedError
+from mnv4_rl.sealed_folders import MANIFEST, _fingerprint
 from tests.tiny_env import ActionsAsImage, dqn, same, tiny_env, tiny_ppo
 
 
@@ -76,6 +79,54 @@ def test_agent_saved_without_its_optimiser_acts_the_same_and_trains_on(ppo, tmp_
     assert 4 * numbers < (tmp_path / "agent" / "agent.safetensors").stat().st_size < 4.2 * numbers
     loaded.learn(16)
     assert not same(ppo.policy.state_dict(), loaded.policy.state_dict())
+
+
+def seal(folder):
+    """Write the manifest that fits the files."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    (folder / MANIFEST).write_text(json.dumps({name: _fingerprint(folder / name).model_dump() for name in names}))
+
+
+def change_groups(folder, change):
+    """Change the optimiser's settings in a file, and its manifest with them."""
+    data = json.loads((folder / "agent.json").read_text())
+    for group in data["optimizer"]:
+        change(group)
+    (folder / "agent.json").write_text(json.dumps(data))
+    seal(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda group: group.pop("decoupled_weight_decay"),
+        lambda group: group.update(a_setting_of_tomorrow=True),
+        lambda group: group.update(a_setting_of_tomorrow=None, lr=group.pop("lr")),
+    ],
+    ids=["of an older torch", "of a newer one", "in another order"],
+)
+def test_an_agent_loads_whatever_settings_its_torch_knew(change, ppo, tmp_path):
+    save_agent(ppo, tmp_path / "agent")
+    change_groups(tmp_path / "agent", change)
+    assert_same_agent(ppo, load_agent(tmp_path / "agent", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda group: group.pop("params"),
+        lambda group: group.pop("betas"),
+        lambda group: group.pop("lr"),
+        lambda group: group.update(momentum=0.9),
+        lambda group: group.update(maximize=True),
+        lambda group: group.update(eps=0.1),
+    ],
+)
+def test_an_optimiser_of_other_settings_is_refused(change, ppo, tmp_path):
+    save_agent(ppo, tmp_path / "agent")
+    change_groups(tmp_path / "agent", change)
+    with pytest.raises(DamagedError, match=r"the optimiser's settings|learning rates"):
+        load_agent(tmp_path / "agent", device="cpu")
 
 
 def test_saving_and_loading_leave_the_callers_generators_alone(ppo, tmp_path):
@@ -143,83 +194,6 @@ def test_what_plain_data_cannot_tell_is_refused_on_saving(make, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         save_agent(make(), tmp_path / "agent")
     assert not (tmp_path / "agent").exists()
-
-
-def test_saving_over_something_else_is_refused(ppo, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter").write_text("all my work")
-    with pytest.raises(FileExistsError, match="is no saved agent"):
-        save_agent(ppo, tmp_path / "thesis")
-    assert (tmp_path / "thesis" / "chapter").read_text() == "all my work"
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def web_app(path):
-    (path / "src").mkdir(parents=True)
-    (path / "manifest.json").write_text('{"name": "my PWA"}')
-    (path / "src" / "precious.py").write_text("all my work")
-
-
-def manifest_of_another_kind(path):
-    path.mkdir()
-    (path / "manifest.json").write_text('{"name": "my PWA"}')
-
-
-def agent_with_a_clip(path):
-    save_agent(tiny_ppo(), path)
-    (path / "play.gif").write_bytes(b"GIF")
-
-
-def agent_with_a_folder_of_a_files_name(path):
-    save_agent(tiny_ppo(), path)
-    (path / "agent.json").unlink()
-    web_app(path / "agent.json")
-
-
-def checkpoint(path):
-    write(tiny_ppo().learn(16), path.parent / "run").rename(path)
-
-
-def neighbour(ending):
-    def make(path):
-        path.with_name(path.name + ending).mkdir()
-        (path.with_name(path.name + ending) / "notes.txt").write_text("all my work")
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (web_app, "'src'"),
-        (manifest_of_another_kind, "manifest.json"),
-        (agent_with_a_clip, "'play.gif'"),
-        (agent_with_a_folder_of_a_files_name, "'agent.json'"),
-        (checkpoint, "'training.json'"),
-        (neighbour(".partial"), "pong.partial.*'notes.txt'"),
-        (neighbour(".old.partial"), "pong.old.partial.*'notes.txt'"),
-        (lambda path: path.symlink_to("nowhere"), "no folder"),
-        (lambda path: path.write_text("all my work"), "no folder"),
-    ],
-)
-def test_saving_deletes_nothing_that_is_no_agents(make, message, ppo, tmp_path):
-    make(tmp_path / "pong")
-    before, listed = contents(tmp_path), sorted(tmp_path.rglob("*"))
-    with pytest.raises(FileExistsError, match=f"{message}.*Move it away"):
-        save_agent(ppo, tmp_path / "pong")
-    assert contents(tmp_path) == before and sorted(tmp_path.rglob("*")) == listed
-
-
-def test_what_killed_saves_left_is_cleared_by_the_next(ppo, tmp_path):
-    save_agent(tiny_ppo(), tmp_path / "pong.old.partial")  # killed between two renames
-    (tmp_path / "pong.partial").mkdir()
-    (tmp_path / "pong.partial" / "agent.json").write_text("{")
-    save_agent(ppo, tmp_path / "pong")
-    assert_same_agent(ppo, load_agent(tmp_path / "pong", device="cpu"))
-    assert [path.name for path in tmp_path.iterdir()] == ["pong"]
 
 
 def test_saving_again_replaces_the_agent(ppo, tmp_path):
