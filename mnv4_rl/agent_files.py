@@ -29,7 +29,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from mnv4_rl.agent_format import Agent, describe, rebuild
+from mnv4_rl.agent_format import Agent, describe, exploration_of, rebuild
 from mnv4_rl.agent_tensors import (
     check_finite,
     check_shapes,
@@ -198,7 +198,7 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
 
 def agent_files(model: BaseAlgorithm, agent: Agent, *, optimizer: bool = True) -> dict[str, Writer]:
     """What fills each file of a saved agent."""
-    data = agent.model_copy(update={"optimizer": groups_of(model)})
+    data = agent.model_copy(update={"optimizer": groups_of(model), "exploration_rate": exploration_of(model)})
     return {AGENT: writer(data.to_json()), TENSORS: writer(save(tensors_of(model, optimizer)))}
 
 

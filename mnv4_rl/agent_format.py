@@ -16,7 +16,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch as th
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
@@ -120,6 +127,8 @@ class Agent(Schema):
         seed: Of its training.
         hyperparameters: What its algorithm's constructor takes.
         optimizer: The settings of each group of parameters that an optimiser steps.
+        exploration_rate: The share of random actions that DQN and QR-DQN stand at; None, and not in the file, of
+            others. Files written before it was kept have none, and their agents explore no more.
     """
 
     format: Literal[2]
@@ -133,6 +142,11 @@ class Agent(Schema):
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None
     hyperparameters: dict[Label, Any]
     optimizer: Annotated[list[dict[Label, Scalar | list[int] | list[Number]]], Field(max_length=10)]
+    exploration_rate: Share | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "exploration_rate" or value is not None}
 
     @model_validator(mode="after")
     def _check_hyperparameters(self) -> Agent:
@@ -142,6 +156,8 @@ class Agent(Schema):
             self.settings()
         except ValidationError as error:
             raise ValueError(f"hyperparameters.{refusals(error)}") from error
+        if self.exploration_rate is not None and "exploration_fraction" not in self.hyperparameters:
+            raise ValueError(f"{self.algorithm} has no exploration_rate, got {self.exploration_rate}")
         return self
 
     def settings(self) -> Schema:
@@ -185,6 +201,7 @@ def describe(model: BaseAlgorithm) -> Agent:
             seed=model.seed,
             hyperparameters=_describe_hyperparameters(model),
             optimizer=[],
+            exploration_rate=exploration_of(model),
         )
     except ValidationError as error:
         raise ValueError(f"this {name} cannot be told in plain data: {refusals(error)}; use model.save().") from error
@@ -217,8 +234,16 @@ def rebuild(agent: Agent, env: VecEnv | None, device: str | th.device, max_bytes
         check_for_correct_spaces(model.env, observation_space, action_space)
     with th.random.fork_rng(devices=[]), Budget(max_bytes), _buffers(model, wanted=env is not None):
         model._setup_model()
+    if agent.exploration_rate is not None:
+        model.exploration_rate = agent.exploration_rate
     model.seed = agent.seed  # afterwards: the caller's generators stay as they are
     return model
+
+
+def exploration_of(model: BaseAlgorithm) -> float | None:
+    """The share of random actions that an agent plays with, None where its algorithm has none."""
+    rate = getattr(model, "exploration_rate", None)
+    return None if rate is None else float(rate)
 
 
 def _saved_as(model: BaseAlgorithm) -> type[BaseAlgorithm]:

@@ -33,6 +33,13 @@ def observations():
     return np.random.default_rng(0).integers(0, 256, (5, *ActionsAsImage.observation_space.shape), dtype=np.uint8)
 
 
+def played(model):
+    """Actions as they are drawn, the random ones among them."""
+    np.random.seed(0)
+    model.action_space.seed(0)
+    return [model.predict(observations())[0].tolist() for _ in range(20)]
+
+
 def assert_same_agent(model, loaded):
     assert type(loaded) is type(model) and type(loaded.policy) is type(model.policy)
     assert same(model.policy.state_dict(), loaded.policy.state_dict())
@@ -56,6 +63,15 @@ def test_loaded_q_learner_is_the_saved_one(algo, tmp_path):
     model = dqn(algo)
     assert_same_agent(model, load_agent(save_agent(model, tmp_path / "agent"), device="cpu"))
     assert_same_agent(model, load_agent(tmp_path / "agent", tiny_env(), device="cpu"))
+
+
+@pytest.mark.parametrize("env", [None, tiny_env], ids=["alone", "with environments"])
+def test_dqn_explores_after_loading_as_before(env, tmp_path):
+    model = dqn("dqn")
+    model.exploration_rate = 0.2
+    loaded = load_agent(save_agent(model, tmp_path / "agent"), env and env(), device="cpu")
+    assert loaded.exploration_rate == 0.2
+    assert played(loaded) == played(model)
 
 
 def test_loaded_agent_trains_on(ppo, tmp_path):
@@ -87,13 +103,26 @@ def seal(folder):
     (folder / MANIFEST).write_text(json.dumps({name: _fingerprint(folder / name).model_dump() for name in names}))
 
 
-def change_groups(folder, change):
-    """Change the optimiser's settings in a file, and its manifest with them."""
+def change_agent(folder, change):
+    """Change the description in a folder, and its manifest with it."""
     data = json.loads((folder / "agent.json").read_text())
-    for group in data["optimizer"]:
-        change(group)
+    change(data)
     (folder / "agent.json").write_text(json.dumps(data))
     seal(folder)
+
+
+def test_a_dqn_agent_from_before_its_exploration_was_kept_loads(tmp_path):
+    save_agent(dqn("dqn"), tmp_path / "agent")
+    change_agent(tmp_path / "agent", lambda data: data.pop("exploration_rate"))
+    assert load_agent(tmp_path / "agent", device="cpu").exploration_rate == 0.0
+
+
+def test_exploration_is_of_dqn_alone(ppo, tmp_path):
+    save_agent(ppo, tmp_path / "agent")
+    assert "exploration_rate" not in json.loads((tmp_path / "agent" / "agent.json").read_text())
+    change_agent(tmp_path / "agent", lambda data: data.update(exploration_rate=0.5))
+    with pytest.raises(DamagedError, match="PPO has no exploration_rate"):
+        load_agent(tmp_path / "agent", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +136,7 @@ def change_groups(folder, change):
 )
 def test_an_agent_loads_whatever_settings_its_torch_knew(change, ppo, tmp_path):
     save_agent(ppo, tmp_path / "agent")
-    change_groups(tmp_path / "agent", change)
+    change_agent(tmp_path / "agent", lambda data: change(data["optimizer"][0]))
     assert_same_agent(ppo, load_agent(tmp_path / "agent", device="cpu"))
 
 
@@ -124,7 +153,7 @@ def test_an_agent_loads_whatever_settings_its_torch_knew(change, ppo, tmp_path):
 )
 def test_an_optimiser_of_other_settings_is_refused(change, ppo, tmp_path):
     save_agent(ppo, tmp_path / "agent")
-    change_groups(tmp_path / "agent", change)
+    change_agent(tmp_path / "agent", lambda data: change(data["optimizer"][0]))
     with pytest.raises(DamagedError, match=r"the optimiser's settings|learning rates"):
         load_agent(tmp_path / "agent", device="cpu")
 
