@@ -43,7 +43,7 @@ from mnv4_rl.extractors import MNV4Extractor
 from mnv4_rl.hub import agent_folder
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, Writer, check_size, open_regular
 from mnv4_rl.schemas import parse_json
-from mnv4_rl.sealed_folders import SealedFolder, check_replaceable, write_folder
+from mnv4_rl.sealed_folders import SealedFolder, check_replaceable, standing, write_folder
 from mnv4_rl.weights.files import parse_safetensors, read_header, read_pickle
 from mnv4_rl.weights.tensors import check_tensors, copy_tensors, plain_names, some
 
@@ -114,7 +114,7 @@ def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.dev
 
 
 def _load_folder(path: Path, env: VecEnv | None, device: str | th.device) -> BaseAlgorithm:
-    if path.suffix == ".zip" or path.is_file():
+    if path.is_file() or (path.suffix == ".zip" and not standing(path).is_dir()):
         raise ValueError(
             f"{path} is no folder of save_agent. SB3's zips can run code when they are loaded: build the model as it "
             "was built, then call load_zip_weights(model, path), which reads the weights alone."

@@ -167,6 +167,19 @@ def test_saving_and_loading_leave_the_callers_generators_alone(ppo, tmp_path):
     assert th.equal(torchs, th.get_rng_state())
 
 
+def test_a_folder_may_be_called_as_zips_are(ppo, tmp_path):
+    assert_same_agent(ppo, load_agent(save_agent(ppo, tmp_path / "agent.zip"), device="cpu"))
+    (tmp_path / "agent.zip").rename(tmp_path / "agent.zip.old.partial")  # as a kill between two renames leaves it
+    assert_same_agent(ppo, load_agent(tmp_path / "agent.zip", device="cpu"))
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_bytes(b"PK"), lambda path: None], ids=["a file", "nothing"])
+def test_sb3s_zips_are_told_how_their_weights_are_loaded(make, tmp_path):
+    make(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match="load_zip_weights"):
+        load_agent(tmp_path / "agent.zip")
+
+
 def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
     save_agent(ppo, tmp_path / "agent")
     env = tiny_env()
