@@ -154,6 +154,14 @@ class AgentFolder:
             raise DamagedError(f"{self._tensors} cannot be read ({error.strerror}).") from error
         self._shapes = {name: entry.shape for name, entry in header.items()}
 
+    def verify(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            DamagedError: Naming the first that is not what was written.
+        """
+        self._folder.verify()
+
     def fill(self, model: BaseAlgorithm) -> None:
         """Put weights, and the optimiser's state if it is there, into a model of the same kind.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv4_rl.sealed_folders import MANIFEST
+from mnv4_rl.sealed_folders import MANIFEST, standing
 
 AGENT_FOLDER = "agent"  # in a published folder, and in a repository
 AGENT_FILES = (MANIFEST, "agent.json", "agent.safetensors")
@@ -41,7 +41,7 @@ def agent_folder(path: str | Path) -> Iterator[Path]:
         ConnectionError: If it cannot be fetched.
     """
     local = Path(path)
-    if local.exists() or local.is_symlink() or not (isinstance(path, str) and _REPOSITORY.fullmatch(path)):
+    if standing(local).exists() or local.is_symlink() or not (isinstance(path, str) and _REPOSITORY.fullmatch(path)):
         yield _local(local)
         return
     with TemporaryDirectory() as name:
@@ -51,7 +51,7 @@ def agent_folder(path: str | Path) -> Iterator[Path]:
 def _local(path: Path) -> Path:
     if path.name in AGENT_FILES and path.is_file():
         return path.parent
-    return path / AGENT_FOLDER if (path / AGENT_FOLDER / MANIFEST).is_file() else path
+    return path / AGENT_FOLDER if (standing(path / AGENT_FOLDER) / MANIFEST).is_file() else path
 
 
 def _fetch(repository: str, folder: Path) -> Path:
@@ -95,7 +95,7 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False) -
     folder, hub = Path(folder), _client()
     if not _REPOSITORY.fullmatch(repository):
         raise ValueError(f"A repository is called 'user/name', got {repository!r}.")
-    AgentFolder(folder / AGENT_FOLDER)  # raises if it is damaged
+    AgentFolder(folder / AGENT_FOLDER).verify()
     check_card(folder / CARD)
     api = hub.HfApi()
     api.create_repo(repository, private=private, exist_ok=True)

@@ -184,6 +184,7 @@ def standing(path: Path) -> Path:
 
 def _beside(path: Path) -> tuple[Path, Path]:
     """Where the new folder grows, and where the old one waits while names change."""
+    path = path if path.name not in ("", "..") else path.resolve()  # "." has no name
     return path.with_name(path.name + PARTIAL), path.with_name(path.name + ".old" + PARTIAL)
 
 

@@ -75,6 +75,19 @@ def test_a_folder_of_that_name_goes_first(hub, expected, tmp_path, monkeypatch):
     np.testing.assert_array_equal(acts("somebody/pong"), expected)
 
 
+@pytest.mark.parametrize("left", ["somebody/pong.old.partial", "somebody/pong/agent.old.partial"])
+def test_a_folder_that_a_kill_left_under_its_other_name_goes_first(hub, expected, tmp_path, monkeypatch, left):
+    shutil.copytree(PONG / "agent", tmp_path / left)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(acts("somebody/pong"), expected)
+
+
+@pytest.mark.parametrize("name", [".", "agent.json"])
+def test_the_folder_one_stands_in_is_loaded(name, expected, monkeypatch):
+    monkeypatch.chdir(PONG / "agent")
+    np.testing.assert_array_equal(acts(name), expected)
+
+
 def test_unknown_names_are_one_line(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConnectionError, match="nobody/nothing") as caught:
@@ -109,6 +122,17 @@ def test_unsound_folders_are_not_pushed(hub, tmp_path, spoil):
     (folder / spoil).write_bytes(b"# nothing")
     with pytest.raises(ValueError):
         push_to_hub(folder, "somebody/pong")
+    assert not hub.exists()
+
+
+def test_a_byte_that_flipped_is_not_pushed(hub, tmp_path):
+    shutil.copytree(PONG, tmp_path / "pong")
+    tensors = tmp_path / "pong" / "agent" / "agent.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(ValueError, match=r"agent\.safetensors is not what was written"):
+        push_to_hub(tmp_path / "pong", "somebody/pong")
     assert not hub.exists()
 
 
