@@ -33,6 +33,7 @@ Quantize = Literal["fc"] | None
 EXPORT_INSTALL_LINE = 'pip install onnx onnxscript onnxruntime, or this package with its extra: pip install ".[export]"'
 OPSET = 18
 METADATA = "mnv4_rl"
+OWN_NOTES = ("algorithm", "scores", "exploration_rate")  # what :class:`mnv4_rl.export.OnnxAgent` plays by
 # Largest difference of a score, as a share of the largest score: rounding, and int8 in one layer.
 TOLERANCE = {None: 1e-3, "fc": 0.1}
 
@@ -56,13 +57,14 @@ def to_onnx(
         quantize: ``"fc"`` stores the largest fully connected layer in int8, with a scale for each output and, at run
             time, for each observation: a third of the size. None for float32.
         frames: Observations to compare on, at best of play: (N, ...), or a Dict of them. None makes some up.
-        notes: Plain data to keep in the file, for example ``{"game": "pong"}``.
+        notes: Plain data to keep in the file, for example ``{"game": "pong"}``; none of :data:`OWN_NOTES`.
 
     Returns:
         What was written, and how well it agrees.
 
     Raises:
-        ValueError: For another ending, another ``quantize``, or a file that would not act as the agent does.
+        ValueError: For another ending, another ``quantize``, a note that the file keeps for itself, or a file that
+            would not act as the agent does.
         FileExistsError: If the path exists; it is left as it is.
         TypeError: For a policy or an encoder that cannot be folded.
         ModuleNotFoundError: Without onnx, onnxscript and onnxruntime; the message has the install line.
@@ -74,6 +76,7 @@ def to_onnx(
             "empty picture, as at a game's start, reaches 100 times the usual range of the maps, and Breakout's score "
             "fell from 39 to 4."
         )
+    _check_notes(notes or {})
     _check_installed()
     folded, space = fold(agent), policy_of(agent).observation_space
     observations = observations_of(space, frames)
@@ -85,6 +88,14 @@ def to_onnx(
     result = _compare(path, content, policy_of(agent), folded, observations)
     keep(content, result, TOLERANCE[quantize])
     return result
+
+
+def _check_notes(notes: Mapping[str, Any]) -> None:
+    if taken := [key for key in OWN_NOTES if key in notes]:
+        raise ValueError(
+            f"notes cannot have {', '.join(taken)}: the file says so of itself, and the agent plays by it. "
+            "Call it otherwise."
+        )
 
 
 def _check_installed() -> None:

@@ -177,6 +177,12 @@ class TestRefused:
         with pytest.raises(ValueError, match="Breakout"):
             to_onnx(ppo, tmp_path / "agent.onnx", quantize)
 
+    @pytest.mark.parametrize("name", ["algorithm", "scores", "exploration_rate"])
+    def test_notes_that_the_file_plays_by(self, ppo, tmp_path, name):
+        with pytest.raises(ValueError, match=f"notes cannot have {name}"):
+            to_onnx(ppo, tmp_path / "agent.onnx", notes={"game": "pong", name: "mine"})
+        assert list(tmp_path.iterdir()) == []
+
     def test_another_ending(self, ppo, tmp_path):
         with pytest.raises(ValueError, match=r"\.onnx"):
             to_onnx(ppo, tmp_path / "agent.pt")
