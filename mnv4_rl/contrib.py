@@ -47,6 +47,7 @@ class MNV4RecurrentPolicy(MNV4Defaults, RecurrentActorCriticCnnPolicy, PixelMode
     """The policy of RecurrentPPO: ``RecurrentPPO(MNV4RecurrentPolicy, env)``; its LSTM follows the encoder."""
 
     algorithms = "RecurrentPPO"
+    not_of = ("PPO", "A2C", "TRPO")  # which hand no LSTM its state
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {"eps": 1e-5}
 
 

@@ -26,7 +26,6 @@ import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -150,21 +149,25 @@ class MNV4Defaults:
 
     Attributes:
         algorithms: Names of the algorithms it is a policy of.
+        not_of: Names of classes of algorithms that would build it and fail in training alone.
         default_net_arch: Layers behind the encoder; none where one linear layer on the features is enough. A Dict gets
             SB3's two of 64 then, without which picture and numbers could only be added up.
         default_optimizer_kwargs: What SB3 sets where nothing is passed.
 
     Raises:
-        TypeError: For an argument that the policy does not have, or one that is given twice.
+        TypeError: For an argument that the policy does not have, one that is given twice, or where another algorithm
+            builds it.
     """
 
     algorithms: ClassVar[str]
+    not_of: ClassVar[tuple[str, ...]] = ()
     default_net_arch: ClassVar[tuple[int, ...]] = ()
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {}
 
     def __init__(
         self, observation_space: gym.Space, action_space: gym.Space, lr_schedule: Schedule, **kwargs: Any
     ) -> None:
+        self._check_builder()
         self._check_arguments(kwargs)
         full = self.full_kwargs(observation_space, kwargs)
         super().__init__(observation_space, action_space, lr_schedule, **full)  # type: ignore[call-arg]
@@ -184,6 +187,12 @@ class MNV4Defaults:
         if full.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
             full["optimizer_kwargs"] = _adam_kwargs(full.get("optimizer_kwargs"), cls.default_optimizer_kwargs)
         return full
+
+    @classmethod
+    def _check_builder(cls) -> None:
+        builder = type(_builder())
+        if any(base.__name__ in cls.not_of for base in builder.__mro__):
+            raise TypeError(f"{cls.__name__} is a policy of {cls.algorithms}, not of {builder.__name__}. {_OF_OTHERS}")
 
     @classmethod
     def _check_arguments(cls, kwargs: Mapping[str, Any]) -> None:
@@ -264,21 +273,12 @@ class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
     Two layers of 256 follow the encoder: a critic of one linear layer could not weigh an action by the picture. Actor
     and critic each have an encoder, trained by their own loss. With ``share_features_extractor=True`` there is one for
     both, which costs half and is trained by the actor's loss alone; so SB3 has it.
-
-    Raises:
-        TypeError: Where PPO or its kin builds it.
     """
 
     algorithms = "SAC"
+    # PPO and its kin would miss a value network after the first rollout, TQC the quantiles of its critics.
+    not_of = ("OnPolicyAlgorithm", "TQC")
     default_net_arch = (256, 256)
-
-    def __init__(
-        self, observation_space: gym.Space, action_space: gym.Space, lr_schedule: Schedule, **kwargs: Any
-    ) -> None:
-        # It takes the arguments of PPO's policies, which would miss a value network after the first rollout alone.
-        if isinstance(builder := _builder(), OnPolicyAlgorithm):
-            raise TypeError(f"MNV4SACPolicy is a policy of SAC, not of {type(builder).__name__}. {_OF_OTHERS}")
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelSACActor:
         """A new actor."""

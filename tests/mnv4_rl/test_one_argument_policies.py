@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch as th
-from sb3_contrib import QRDQN, TRPO, MaskablePPO, RecurrentPPO
+from sb3_contrib import QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
@@ -211,11 +211,15 @@ def test_bf16_reaches_every_network(algorithm):
         (QRDQN, MNV4DQNPolicy, "QR-DQN"),
         (PPO, MNV4SACPolicy, "MNV4Policy"),
         (TRPO, MNV4SACPolicy, "MNV4Policy"),
+        (PPO, MNV4RecurrentPolicy, "MNV4Policy"),
+        (A2C, MNV4RecurrentPolicy, "MNV4Policy"),
+        (TRPO, MNV4RecurrentPolicy, "MNV4Policy"),
+        (TQC, MNV4SACPolicy, "not of TQC"),
     ],
 )
 def test_policy_of_another_algorithm_is_named(algorithm, policy, right):
     with pytest.raises((TypeError, AttributeError), match=right) as caught:
-        algorithm(policy, SeekEnv(), device="cpu", **POLICIES[algorithm][1])
+        algorithm(policy, SeekEnv(continuous=algorithm is TQC), device="cpu", **POLICIES.get(algorithm, (None, OFF))[1])
     assert "\n" not in str(caught.value) and policy.algorithms in str(caught.value)
 
 
