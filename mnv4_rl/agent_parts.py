@@ -50,7 +50,7 @@ Label: TypeAlias = Annotated[str, Field(max_length=200)]
 
 MAX_ENTRIES = 2**24  # of an observation: a picture of 4096x4096
 DTypeName: TypeAlias = Literal[
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
 ]
 Bound: TypeAlias = Number | Literal["-inf", "inf"]
 
@@ -162,6 +162,8 @@ def _bound(values: np.ndarray) -> Any:
 
 
 def _to_json(value: Any) -> Any:
+    if isinstance(value, np.bool_):
+        return int(value)
     return str(value) if math.isinf(value) else value.item()
 
 

@@ -52,6 +52,18 @@ def robot():
     return DummyVecEnv([Robot])
 
 
+class Switches(Robot):
+    """A camera, and switches that are on or off."""
+
+    observation_space = spaces.Dict(
+        camera=spaces.Box(0, 255, (3, 40, 40), np.uint8), switches=spaces.Box(0, 1, (2, 2), np.bool_)
+    )
+
+
+def switches():
+    return DummyVecEnv([Switches])
+
+
 def ppo(env=images, policy="CnnPolicy", **policy_kwargs):
     return PPO(policy, env(), n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=policy_kwargs or None, device="cpu")
 
@@ -95,6 +107,7 @@ KINDS = {
     "dict": lambda: ppo(robot, "MultiInputPolicy", features_extractor_class=MNV4CombinedExtractor),
     "dict by sb3": lambda: ppo(robot, "MultiInputPolicy", features_extractor_class=CombinedExtractor),
     "dict, one argument": lambda: ppo(robot, MNV4Policy),
+    "dict with a Box of bools": lambda: ppo(switches, MNV4Policy),
     "a2c": lambda: A2C("CnnPolicy", images(), policy_kwargs=dict(OURS), device="cpu"),
     "a2c, one argument": lambda: A2C(MNV4Policy, images(), device="cpu"),
     "a2c, adam": lambda: A2C("CnnPolicy", images(), policy_kwargs=dict(OURS), use_rms_prop=False, device="cpu"),
