@@ -40,7 +40,7 @@ class FoldedAgent(nn.Module):
 
     Shape:
         Observations as the environment gives them, batched, channels where SB3 has them ->
-        (N, n) float, and actions (N,) or (N, dimensions) as ``predict(deterministic=True)`` gives them.
+        (N, n) float, and actions (N,) or (N, *the action space's shape) as ``predict(deterministic=True)`` gives them.
     """
 
     def __init__(self, encoder: nn.Module, layers: nn.Sequential, scores: str, decide: nn.Module) -> None:
@@ -94,17 +94,19 @@ class Bounded(nn.Module):
 
     def __init__(self, space: spaces.Box, tanh: bool, unscale: bool) -> None:
         super().__init__()
-        self.tanh, self.unscale = tanh, unscale
+        self.tanh, self.unscale, self.shape = tanh, unscale, space.shape
         self.register_buffer("low", th.as_tensor(space.low, dtype=th.float32).flatten())
         self.register_buffer("high", th.as_tensor(space.high, dtype=th.float32).flatten())
 
     def forward(self, scores: Tensor) -> Tensor:
-        """(N, n) -> (N, n) float."""
+        """(N, n) -> (N, *shape) float."""
         if self.tanh:
             scores = scores.tanh()
         if self.unscale:
-            return self.low + 0.5 * (scores + 1.0) * (self.high - self.low)
-        return scores.clamp(self.low, self.high)
+            actions = self.low + 0.5 * (scores + 1.0) * (self.high - self.low)
+        else:
+            actions = scores.clamp(self.low, self.high)
+        return actions if len(self.shape) == 1 else actions.reshape(-1, *self.shape)
 
 
 def policy_of(agent: BaseAlgorithm | BasePolicy) -> BasePolicy:

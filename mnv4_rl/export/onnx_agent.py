@@ -15,6 +15,13 @@ from gymnasium import spaces
 from mnv4_rl.checks import check_positive
 from mnv4_rl.export.onnx_file import METADATA, session_of
 
+_TYPES: dict[str, np.dtype] = {  # ONNX Runtime's names -> numpy's
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    **{f"tensor({name})": np.dtype(name) for name in ("bool", "float16")},
+    **{f"tensor({kind}{bits})": np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+
 
 class OnnxAgent:
     """Plays by ONNX Runtime. Actions are drawn from the generators that SB3 draws from: equal seeds, equal games.
@@ -45,8 +52,8 @@ class OnnxAgent:
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         scores, action = self._session.get_outputs()
         self._draws = len(action.shape) == 1
-        width = int(scores.shape[1])
-        self.action_space = spaces.Discrete(width) if self._draws else spaces.Box(-np.inf, np.inf, (width,))
+        shape = tuple(action.shape[1:])
+        self.action_space = spaces.Discrete(int(scores.shape[1])) if self._draws else spaces.Box(-np.inf, np.inf, shape)
 
     def predict(
         self,
@@ -58,7 +65,7 @@ class OnnxAgent:
         """Choose actions, as :meth:`stable_baselines3.common.base_class.BaseAlgorithm.predict` does.
 
         Args:
-            observation: A batch of observations, or a single one.
+            observation: A batch of observations, or a single one; of any type whose numbers the agent's own can hold.
             state: Handed back; no agent here remembers.
             episode_start: Ignored.
             deterministic: Take the likeliest action. Otherwise one is drawn from the logits, or at random at DQN's rate
@@ -68,7 +75,7 @@ class OnnxAgent:
             Actions, and ``state``.
 
         Raises:
-            ValueError: For observations of another shape.
+            ValueError: For observations of another shape, or with numbers that the agent's type cannot hold.
         """
         batch, is_single = self._batch(observation)
         scores, actions = self._session.run(None, batch)
@@ -77,12 +84,14 @@ class OnnxAgent:
         return (actions[0] if is_single else actions), state
 
     def _batch(self, observation: np.ndarray | Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
-        named = dict(observation) if isinstance(observation, Mapping) else {"observation": np.asarray(observation)}
+        given = observation if isinstance(observation, Mapping) else {"observation": observation}
+        named = {name: np.asarray(value) for name, value in given.items()}
         if named.keys() != self._inputs.keys():
             raise ValueError(f"The agent takes {', '.join(self._inputs)}, got {', '.join(named)}.")
         singles = set()
         for name, value in named.items():
             shape = tuple(self._inputs[name].shape[1:])
+            value = _cast(name, value, _TYPES[self._inputs[name].type])
             singles.add(value.shape == shape)
             named[name] = value[None] if value.shape == shape else value
             if named[name].shape[1:] != shape:
@@ -95,3 +104,15 @@ class OnnxAgent:
         if np.random.rand() < self.notes.get("exploration_rate", 0.0):  # as SB3's DQN: all of them at once
             return np.array([self.action_space.sample() for _ in actions])
         return actions
+
+
+def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers as the agent takes them: floats are rounded, as SB3 does; whole numbers must be the same."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = value.astype(dtype, copy=False)
+    if dtype.kind != "f" and not np.array_equal(cast, value):
+        raise ValueError(
+            f"The agent takes {name} as {dtype}, got {value.dtype} with numbers that are none of those, from "
+            f"{value.min():g} to {value.max():g}; give what the environment gave in training."
+        )
+    return cast

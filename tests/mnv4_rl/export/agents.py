@@ -23,6 +23,7 @@ ACTIONS = {
     "multi": spaces.MultiDiscrete([3, 2, 4]),
     "binary": spaces.MultiBinary(3),
     "box": spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 0.02], np.float32)),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
 }
 
 

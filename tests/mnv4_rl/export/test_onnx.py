@@ -143,6 +143,28 @@ class TestOnnxAgent:
         assert player.notes == {"algorithm": "PPO", "scores": "logits", "game": "pong"}
         assert player.action_space == spaces.Discrete(5)
 
+    @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.float32])
+    def test_a_picture_of_another_type_is_taken_as_sb3_takes_it(self, files, ppo, dtype):
+        batch, player = observations(ppo, 8), OnnxAgent(files[None].path)
+        mine, theirs = (agent.predict(batch.astype(dtype), deterministic=True)[0] for agent in (player, ppo))
+        np.testing.assert_array_equal(mine, theirs)
+
+    @pytest.mark.parametrize("number", [256, -1, 0.5, np.nan])
+    def test_numbers_that_no_picture_has_are_refused(self, files, number):
+        with pytest.raises(ValueError, match="takes observation as uint8, got float64"):
+            OnnxAgent(files[None].path).predict(np.full((4, 36, 36), number, np.float64))
+
+    def test_vectors_in_double_and_actions_of_a_shape_are_sb3s(self, tmp_path):
+        model = agent(PPO, with_vector=True, action="matrix")
+        player = OnnxAgent(to_onnx(model, tmp_path / "agent.onnx").path)
+        assert player.action_space.shape == (2, 3)
+        batch = observations(model, 4)
+        batch |= {"joints": batch["joints"].astype(np.float64), "switches": batch["switches"].astype(np.float64)}
+        for given in (batch, {key: value[0] for key, value in batch.items()}):
+            mine, theirs = (one.predict(given, deterministic=True)[0] for one in (player, model))
+            assert mine.shape == theirs.shape
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize("shape", [(4, 36, 37), (36, 36), (2, 4, 35, 36)])
     def test_other_observations_are_refused(self, files, shape):
         with pytest.raises(ValueError, match="36"):
