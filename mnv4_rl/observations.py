@@ -205,6 +205,13 @@ def _check_numbers(space: spaces.Box, normalized_image: bool) -> None:
     raise ValueError(f"{what}. Pass {TRUST}, and the encoder gets these numbers as floats{bounds}.")
 
 
+# Whose bounds are those at which it clips, [-10, 10].
+_OF_VEC_NORMALIZE = (
+    "If VecNormalize made these bounds, leave images out of it: norm_obs=False, or in a Dict norm_obs_keys=[...] with "
+    "the other keys. Otherwise: "
+)
+
+
 def _scale_hint(low: float, high: float) -> str:
     """What to do with numbers that are larger than 1, without losing any of them."""
     as_they_are = f"pass {TRUST} to take the numbers as they are"
@@ -213,7 +220,8 @@ def _scale_hint(low: float, high: float) -> str:
             f"Declare the Box as np.uint8 in [0, 255] if they are whole, else scale them to [0, 1], or {as_they_are}."
         )
     by = f", by dividing by {max(-low, high):g}," if np.isfinite([low, high]).all() else ""
-    return f"Scale them to floats within [-1, 1] in the environment{by} or {as_they_are}."
+    start = _OF_VEC_NORMALIZE if by and low == -high else ""
+    return f"{start}Scale them to floats within [-1, 1] in the environment{by} or {as_they_are}."
 
 
 def _choose_channels_last(space: spaces.Box, wanted: bool | None) -> bool:

@@ -18,6 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor, nn
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor
@@ -352,3 +353,14 @@ def test_a_policy_acts_the_same_in_train_and_eval_mode(algorithm: type[BaseAlgor
             actions.append(agent.policy(obs, deterministic=True))
     first, second = [out[0] if isinstance(out, tuple) else out for out in actions]
     assert th.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [(PONG, {"norm_obs": False}), (partial(SimpleMultiObsEnv, channel_last=False), {"norm_obs_keys": ["vec"]})],
+    ids=["image", "dict"],
+)
+def test_an_image_that_vec_normalize_normalised_is_told_its_cure(make: Any, cure: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\[-10, 10\].*norm_obs=False.*norm_obs_keys"):
+        make_agent(PPO, VecNormalize(DummyVecEnv([make])))
+    make_agent(PPO, VecNormalize(DummyVecEnv([make]), **cure))
