@@ -108,8 +108,10 @@ class OnnxAgent:
 
 def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Numbers as the agent takes them: floats are rounded, as SB3 does; whole numbers must be the same."""
+    if value.dtype == dtype:
+        return value
     with np.errstate(invalid="ignore", over="ignore"):
-        cast = value.astype(dtype, copy=False)
+        cast = value.astype(dtype)
     if dtype.kind != "f" and not np.array_equal(cast, value):
         raise ValueError(
             f"The agent takes {name} as {dtype}, got {value.dtype} with numbers that are none of those, from "
