@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -321,11 +321,10 @@ def _frame_stacks(env: VecEnv | None) -> Iterator[tuple[tuple[int, ...], spaces.
     """Every Box that SB3 stacks in these environments: the shape of a frame, the stack's space, the axis of a frame."""
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecFrameStack):
-            frames, stacks = env.venv.observation_space, env.stacked_obs
-            parts = frames.items() if isinstance(frames, spaces.Dict) else [("", frames)]
-            for key, frame in parts:
-                stack = stacks.sub_stacked_observations[key] if key else stacks
-                yield frame.shape, stack.stacked_observation_space, stack.repeat_axis
+            stacks: Any = env.stacked_obs
+            parts = getattr(stacks, "sub_stacked_observations", {"": stacks})  # a Dict has one for each entry
+            for part in parts.values():
+                yield part.observation_space.shape, part.stacked_observation_space, part.repeat_axis
         env = env.venv
 
 

@@ -320,8 +320,9 @@ class AtariReplayBuffer(NStepReplayBuffer):
         arrays = (self.observations, self.next_observations, self.actions, self.rewards, self.dones, self.timeouts)
         steps = [tuple(array[step] for array in arrays) for step in range(self.pos)]
         self.set_stack(stack)
-        for *transition, timeouts in steps:
-            super().add(*transition, [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts])
+        for obs, next_obs, action, reward, done, timeouts in steps:
+            infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts]
+            super().add(obs, next_obs, action, reward, done, infos)
 
     def _allocate(self, shape: tuple[int, ...], stack: int) -> None:
         """Map the arrays, under the names `ReplayBuffer.add` and `_get_samples` know them by."""
