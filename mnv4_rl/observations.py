@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -19,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
 from torch import Tensor
 
 from mnv4_rl.models.layers import MAX_BYTE
@@ -297,35 +296,39 @@ def _check_stacked_frames(layout: ImageLayout) -> None:
 
     SB3 stacks along the last axis all that it does not take for an image: grey matrices, floats, and stacks.
     """
-    algorithm = _callers()[1]
-    for frame, stacked, axis in _frame_stacks(None if algorithm is None else algorithm.env):
-        if stacked.shape != layout.shape or (len(frame) == 3 and layout.is_bytes):  # SB3 knows the axes of those
-            continue
-        if len(frame) > 2 and axis == (-1 if len(frame) == 3 and layout.channels_last else 0):
-            continue
-        order = "last" if layout.channels_last else "first"
-        cure = f"pass it channels_order={order!r}" if len(frame) == 3 else _one_axis_more(frame)
-        raise ValueError(
-            f"VecFrameStack made one picture of shape {stacked.shape} of frames of shape {frame}, side by side: stack "
-            f"them along the channels; {cure}."
-        )
+    for part in _stacked_parts():
+        frame, stacked = part.observation_space.shape, part.stacked_observation_space.shape
+        if stacked == layout.shape and not _lie_in_channels(layout, len(frame), part.repeat_axis):
+            raise ValueError(
+                f"VecFrameStack made one picture of shape {stacked} of frames of shape {frame}, side by side: stack "
+                f"them along the channels; {_stacking_cure(layout, frame)}."
+            )
 
 
-def _one_axis_more(frame: tuple[int, ...]) -> str:
-    if len(frame) == 2:
-        return f"give a frame a channel axis first, by gymnasium.wrappers.ReshapeObservation(env, {(*frame, 1)})"
-    return "leave it out, as a frame is a stack already"
+def _stacked_parts() -> list[Any]:
+    """SB3's StackedObservations of the environments that a policy is being built for: one for each entry of a Dict."""
+    stack = _wrapper_of(_callers()[1], VecFrameStack)
+    if stack is None:
+        return []
+    parts = getattr(stack.stacked_obs, "sub_stacked_observations", {"": stack.stacked_obs})
+    return list(parts.values())
 
 
-def _frame_stacks(env: VecEnv | None) -> Iterator[tuple[tuple[int, ...], spaces.Box, int]]:
-    """Every Box that SB3 stacks in these environments: the shape of a frame, the stack's space, the axis of a frame."""
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecFrameStack):
-            stacks: Any = env.stacked_obs
-            parts = getattr(stacks, "sub_stacked_observations", {"": stacks})  # a Dict has one for each entry
-            for part in parts.values():
-                yield part.observation_space.shape, part.stacked_observation_space, part.repeat_axis
-        env = env.venv
+def _lie_in_channels(layout: ImageLayout, frame_axes: int, axis: int) -> bool:
+    """Whether frames that were stacked along an axis, 0 or -1, are read as channels."""
+    if frame_axes == 3:  # SB3 knows the channels of uint8 images
+        return layout.is_bytes or axis == (-1 if layout.channels_last else 0)
+    return frame_axes == 4 and axis == 0
+
+
+def _stacking_cure(layout: ImageLayout, frame: tuple[int, ...]) -> str:
+    match len(frame):
+        case 2:
+            return f"give a frame a channel axis first, by gymnasium.wrappers.ReshapeObservation(env, {(*frame, 1)})"
+        case 3:
+            return f"pass it channels_order={'last' if layout.channels_last else 'first'!r}"
+        case _:
+            return "leave it out, as a frame is a stack already"
 
 
 def _giver() -> Literal["nobody", "policy", "algorithm", "moved", "skipped"]:
@@ -342,7 +345,7 @@ def _giver() -> Literal["nobody", "policy", "algorithm", "moved", "skipped"]:
     is_policy, algorithm = _callers()
     if algorithm is None:
         return "policy" if is_policy else "nobody"
-    transposer = _vec_transpose_image(algorithm.env)
+    transposer = _wrapper_of(algorithm, VecTransposeImage)
     return "algorithm" if transposer is None else "skipped" if transposer.skip else "moved"
 
 
@@ -359,9 +362,6 @@ def _callers() -> tuple[bool, BaseAlgorithm | None]:
     return is_policy, None
 
 
-def _vec_transpose_image(env: VecEnv | None) -> VecTransposeImage | None:
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecTransposeImage):
-            return env
-        env = env.venv
-    return None
+def _wrapper_of(algorithm: BaseAlgorithm | None, kind: type[VecEnvWrapper]) -> Any:
+    """The outermost wrapper of a kind, None without one; an algorithm that is being loaded may have no environment."""
+    return None if algorithm is None or algorithm.env is None else unwrap_vec_wrapper(algorithm.env, kind)
