@@ -152,8 +152,7 @@ def cost_to_reach(races: Races, encoder: str, game: str, clock: str, reference: 
         itself has less than 1 where its score had stopped rising before the end.
     """
     shares, scores = mean_curve(races.of(encoder, game), clock)
-    _, goals = mean_curve(races.of(reference, game), clock)
-    return first_reached(shares, scores, goals[-1])
+    return first_reached(shares, scores, last_score(races, reference, game))
 
 
 def cost_to_reach_iqm(races: Races, encoder: str, clock: str, reference: str) -> float | None:
@@ -176,7 +175,7 @@ def first_reached(clock: np.ndarray, scores: np.ndarray, goal: float) -> float |
 
 def last_score(races: Races, encoder: str, game: str) -> float:
     """An encoder's raw score at the end, mean over seeds."""
-    return float(np.mean([run.scores[-1] for run in races.of(encoder, game)]))
+    return float(mean_curve(races.of(encoder, game), "timesteps")[1][-1])  # to the last bit where its curve ends
 
 
 def relative_speed(races: Races, encoder: str, clock: str) -> float:

@@ -34,11 +34,8 @@ _SEEDS_NOTE = (
     "Scores are means over {n_seeds} seeds, with the lowest and the highest; brackets are 95 % stratified-bootstrap "
     "intervals ({n_resamples} resamples){caution}."
 )
-_FEW_SEEDS = (
-    5  # from so many on nine of ten intervals hold the true value, see tests/experiments/racing/test_estimates.py
-)
+_ENOUGH_SEEDS = 5  # of so many nine of ten intervals hold the true value, see docs/protocol.md
 _CAUTION = ", which so few seeds make too narrow"
-
 _ONE_SEED_NOTE = "One seed: there are no intervals, and a small difference means nothing."
 
 
@@ -62,7 +59,7 @@ def seeds_note(n_seeds: int, n_resamples: int) -> str:
     """How far a reader may trust the intervals."""
     if n_seeds == 1:
         return _ONE_SEED_NOTE
-    caution = _CAUTION if n_seeds < _FEW_SEEDS else ""
+    caution = _CAUTION if n_seeds < _ENOUGH_SEEDS else ""
     return _SEEDS_NOTE.format(n_resamples=n_resamples, n_seeds=n_seeds, caution=caution)
 
 
