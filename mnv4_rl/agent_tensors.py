@@ -27,7 +27,7 @@ _POLICY = "policy/"
 _NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg"}
 
 # Settings that optimisers have had in every release of torch: what a file lacks of these is damage.
-_LASTING = {"params", "lr", "betas", "eps", "alpha", "momentum", "dampening", "weight_decay"}
+_LASTING = {"params", "betas", "eps", "alpha", "momentum", "dampening", "weight_decay"}
 _LASTING |= {"amsgrad", "centered", "nesterov"}
 
 
