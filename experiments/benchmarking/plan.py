@@ -103,7 +103,8 @@ def check_config(config: BenchmarkConfig) -> None:
     for name in (*(name for name in config.encoders if name != TIMM_NAME), *config.agents):
         policy_kwargs(name)
     if REFERENCE in config.agents or len(set(config.agents)) != len(config.agents):
-        raise ValueError(f"agents must be others than {REFERENCE}, which takes part anyway, and none twice.")
+        got = ", ".join(config.agents)
+        raise ValueError(f"agents must be others than {REFERENCE}, which takes part anyway, and none twice, got {got}.")
     resolve_game(config.game)
     if family_of(config.game) == "procgen" and "dqn" in config.algos:
         raise ValueError(f"On {config.game} PPO alone is benchmarked; give --algos ppo.")
