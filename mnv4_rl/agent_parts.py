@@ -222,7 +222,7 @@ class Encoder(Schema):
         PlainSerializer(lambda spec: spec and spec_to_dict(spec)),
     ]
     pretrained: bool
-    arguments: dict[Label, Side | Number | bool | list[Side] | None]
+    arguments: dict[Label, Side | Number | bool | list[Side] | dict[Label, bool | Side] | None]
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Encoder:

@@ -305,21 +305,38 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         observation_space: A Dict with at least one image: a Box with 3 axes, a stack of such with 4, or a grey uint8
             picture with 2.
         cnn_output_dim: Features of each image; the name is that of SB3's CombinedExtractor.
-        image_kwargs: Passed on to every :class:`MNV4Extractor`: ``variant``, ``normalized_image``, ``channels_last``,
-            ``grid``, ``pretrained``, ``frozen``, ``frame_channels``.
+        normalized_image: As of :class:`MNV4Extractor`, for all images, or for some by key: ``{"board": True}``. Images
+            whose key is not there keep the default.
+        channels_last: Likewise.
+        frame_channels: Likewise.
+        image_kwargs: Passed on to every :class:`MNV4Extractor`: ``variant``, ``grid``, ``pretrained``, ``frozen``.
 
     Raises:
         TypeError: If the space is not a Dict, or for an argument that :class:`MNV4Extractor` does not have.
-        ValueError: If it holds no image, or one that :class:`MNV4Extractor` refuses (the key is named).
+        ValueError: If it holds no image, or one that :class:`MNV4Extractor` refuses (the key is named), or for an
+            argument by a key that is no image's.
     """
 
-    def __init__(self, observation_space: gym.Space, cnn_output_dim: int = 512, **image_kwargs: Any) -> None:
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        cnn_output_dim: int = 512,
+        normalized_image: bool | dict[str, bool] = False,
+        channels_last: bool | dict[str, bool] | None = None,
+        frame_channels: int | dict[str, int] | None = None,
+        **image_kwargs: Any,
+    ) -> None:
         check_positive(cnn_output_dim=cnn_output_dim)
+        entries = check_dict_space(observation_space).spaces
+        images = [key for key, space in entries.items() if is_image(space)]
+        told = dict(zip(_TOLD_BY_KEY, (normalized_image, channels_last, frame_channels), strict=True))
+        _check_keys(told, images)
+        by_key = {key: image_kwargs | _told_of(key, told) for key in images}
         extractors: dict[str, nn.Module] = {}
         features_dim = 0
-        for key, space in check_dict_space(observation_space).spaces.items():
-            if is_image(space):
-                extractors[key] = _named_extractor(key, space, cnn_output_dim, **image_kwargs)
+        for key, space in entries.items():
+            if key in by_key:
+                extractors[key] = _named_extractor(key, space, cnn_output_dim, **by_key[key])
                 features_dim += cnn_output_dim
             else:
                 warn_of_matrix(key, space)
@@ -333,12 +350,29 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
 
 
+_TOLD_BY_KEY = ("normalized_image", "channels_last", "frame_channels")
+
+
+def _told_of(key: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of one image, where each argument is of all images or a dict by key."""
+    of_all = {name: value for name, value in told.items() if not isinstance(value, dict)}
+    return of_all | {name: value[key] for name, value in told.items() if isinstance(value, dict) and key in value}
+
+
+def _check_keys(told: Mapping[str, Any], images: list[str]) -> None:
+    for name, value in told.items():
+        if isinstance(value, dict) and (wrong := [key for key in value if key not in images]):
+            raise ValueError(f"{name} is told for {wrong}, of this Dict the images are {images}.")
+
+
 def _named_extractor(key: str, space: gym.Space, features_dim: int, **image_kwargs: Any) -> MNV4Extractor:
     """An extractor whose errors name the key of the Dict."""
     try:
         return MNV4Extractor(space, features_dim, **image_kwargs)
     except ValueError as error:
-        raise ValueError(f"Observation {key!r}: {error}") from error
+        own = next((name for name in _TOLD_BY_KEY if name in str(error)), None)
+        hint = f" For this key alone: {own}={{{key!r}: ...}}." if own else ""
+        raise ValueError(f"Observation {key!r}: {error}{hint}") from error
 
 
 def _spec_of(variant: str | NetworkSpec | TimmSpec) -> NetworkSpec | TimmSpec:

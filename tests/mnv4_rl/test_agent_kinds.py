@@ -64,6 +64,18 @@ def switches():
     return DummyVecEnv([Switches])
 
 
+class Chess(Robot):
+    """A camera, and twelve planes of a board: by its shape it could be eight."""
+
+    observation_space = spaces.Dict(
+        board=spaces.Box(0, 1, (12, 8, 8), np.float32), camera=spaces.Box(0, 255, (40, 40, 3), np.uint8)
+    )
+
+
+def chess():
+    return DummyVecEnv([Chess])
+
+
 def ppo(env=images, policy="CnnPolicy", **policy_kwargs):
     return PPO(policy, env(), n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=policy_kwargs or None, device="cpu")
 
@@ -107,6 +119,7 @@ KINDS = {
     "dict": lambda: ppo(robot, "MultiInputPolicy", features_extractor_class=MNV4CombinedExtractor),
     "dict by sb3": lambda: ppo(robot, "MultiInputPolicy", features_extractor_class=CombinedExtractor),
     "dict, one argument": lambda: ppo(robot, MNV4Policy),
+    "dict told by key": lambda: ppo(chess, MNV4Policy, features_extractor_kwargs={"channels_last": {"board": False}}),
     "dict with a Box of bools": lambda: ppo(switches, MNV4Policy),
     "a2c": lambda: A2C("CnnPolicy", images(), policy_kwargs=dict(OURS), device="cpu"),
     "a2c, one argument": lambda: A2C(MNV4Policy, images(), device="cpu"),

@@ -217,6 +217,29 @@ def test_combined_refuses_what_it_cannot_read() -> None:
         MNV4CombinedExtractor(mixed_space(), varient="rl_s")
 
 
+def test_what_is_told_by_key_is_told_of_that_image_alone() -> None:
+    space = spaces.Dict(board=float_box(12, 8, 8, high=9.0), camera=uint8_box(12, 24, 24), tail=uint8_box(3, 8, 8))
+    told = {"channels_last": {"board": True}, "normalized_image": {"board": True}, "frame_channels": {"camera": 1}}
+    board, camera, tail = MNV4CombinedExtractor(space, 8, **told).extractors.values()
+    assert board.image_shape == (8, 12, 8)
+    assert (camera.network.frame_channels, tail.network.frame_channels) == (1, 3)
+    assert camera(random_images(1, 12, 24, 24) / 255).isfinite().all()
+    untold = MNV4CombinedExtractor(spaces.Dict(camera=space["camera"]), 8).extractors["camera"]
+    assert untold.network.frame_channels == 3
+
+
+def test_what_is_told_of_no_image_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"channels_last is told for \['boards', 'speed'\], of this Dict the im"):
+        MNV4CombinedExtractor(mixed_space(), channels_last={"boards": True, "speed": True})
+
+
+def test_refusals_of_a_dicts_image_say_how_it_alone_is_told() -> None:
+    planes = spaces.Dict(board=float_box(12, 8, 8), camera=uint8_box(3, 24, 24))
+    with pytest.raises(ValueError, match=r"Observation 'board': .*For this key alone: channels_last=\{'board': ...\}"):
+        MNV4CombinedExtractor(planes)
+    assert MNV4CombinedExtractor(planes, channels_last={"board": False}).extractors["board"].image_shape == (12, 8, 8)
+
+
 # What is refused: what came, what is allowed, what to do; tests/mnv4_rl/test_observations.py has the spaces
 
 
