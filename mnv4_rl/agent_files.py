@@ -39,7 +39,7 @@ from mnv4_rl.agent_tensors import (
     load_tensors,
     tensors_of,
 )
-from mnv4_rl.extractors import MNV4Extractor
+from mnv4_rl.extractors import MNV4Extractor, remember_statistics
 from mnv4_rl.hub import agent_folder
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, Writer, check_size, open_regular
 from mnv4_rl.schemas import parse_json
@@ -202,6 +202,7 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
             reason = shorten(str(error), 300) or type(error).__name__
             raise DamagedError(f"{path} cannot give its weights to this {type(model).__name__}: {reason}") from error
     copy_tensors(own, given)
+    remember_statistics(model.policy)
 
 
 def agent_files(model: BaseAlgorithm, agent: Agent, *, optimizer: bool = True) -> dict[str, Writer]:

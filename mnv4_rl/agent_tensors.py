@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
+from mnv4_rl.extractors import remember_statistics
 from mnv4_rl.weights.tensors import check_tensors, copy_tensors, own_tensors, portable, some
 
 Groups = list[dict[str, Any]]
@@ -112,6 +113,7 @@ def load_tensors(model: BaseAlgorithm, tensors: Mapping[str, Tensor], groups: Gr
     rates = learning_rates(groups_of(model), groups)
     states = {name: _checked_state(part, _state(tensors, name), name) for name, part in optimizers.items()}
     copy_tensors(own, weights)
+    remember_statistics(model.policy)
     for prefix, part in optimizers.items():
         part.load_state_dict({"state": states[prefix], "param_groups": part.state_dict()["param_groups"]})
         for group in part.param_groups:

@@ -31,7 +31,8 @@ from mnv4_rl.models.specs import TIMM_PREFIX, GridHeadSpec, NetworkSpec, TimmSpe
 from mnv4_rl.models.timm_network import TimmNetwork
 from mnv4_rl.observations import MAX_NORMALIZED, SCALE_TOLERANCE, fold, is_image, read_layout, warn_of_matrix
 from mnv4_rl.weights.files import Pretrained
-from mnv4_rl.weights.pretrained import AS_IT_IS, Normalize, PretrainedWeights, freeze_trunk
+from mnv4_rl.weights.pretrained import Normalize, PretrainedWeights, freeze_trunk
+from mnv4_rl.weights.statistics import AS_IT_IS, check_from_zero
 
 # An SB3 zip holds the policy_kwargs as they were passed: one that names no variant hangs on the default of its day.
 _OTHER_VARIANT = (
@@ -187,7 +188,7 @@ class MNV4Extractor(ImageExtractor):
 
     Args:
         observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
-        features_dim: Width of the features, at least 1. Of an ``rl_s2`` a quarter are constants, the same for every
+        features_dim: Width of the features, at least 2. Of an ``rl_s2`` a quarter are constants, the same for every
             image: 384 of its 512 features depend on what is seen.
         variant: Any name of :func:`mnv4_rl.list_models`, a :class:`mnv4_rl.models.specs.NetworkSpec` of your own, or
             ``"timm:<model>"`` for any model of timm, where that is installed.
@@ -195,8 +196,8 @@ class MNV4Extractor(ImageExtractor):
         channels_last: Whether the image is (H, W, C) when it arrives here; None finds out, and asks where nobody can
             know. SB3 itself moves the channels of uint8 images to the front.
         grid: The last map is averaged down to at most ``grid`` x ``grid`` before the fully connected layer, so the
-            parameters do not grow with the image; 1 forgets position, 6 keeps it. None takes the variant's own. Of a
-            model of timm 1 takes the features that it pools itself.
+            parameters do not grow with the image; 1 forgets position, 6 or 12 keep it. None takes the variant's own. Of
+            a model of timm 1 takes the features that it pools itself.
         pretrained: Start stem and stages from trained weights, see :func:`mnv4_rl.weights.load_pretrained`. The file
             is not needed to load a saved agent. Images in [0, 1] get the mean and deviation of timm's training, unless
             ``normalized_image`` says that they have them. Without it a paper model gets GroupNorm for its BatchNorm.
@@ -207,7 +208,8 @@ class MNV4Extractor(ImageExtractor):
             common, colour by colour.
 
     Raises:
-        ValueError: If the space is no image, the variant unknown, the file does not fit, or frozen is not pretrained.
+        ValueError: If the space is no image, the variant unknown, the file does not fit, or frozen is not pretrained;
+            or if the weights know images in [0, 1] less their mean, and the space goes below 0.
         FileNotFoundError: At the first batch, if the file was not there and no agent was loaded; it warns before.
     """
 
@@ -242,7 +244,10 @@ class MNV4Extractor(ImageExtractor):
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
         if self.weights is not None or isinstance(row, TimmSpec):
             statistics = AS_IT_IS if normalized_image or self.weights is None else self.weights.statistics
+            check_from_zero(observation_space, statistics)
             self.normalize = Normalize(statistics, channels)
+            if not normalized_image:
+                self.register_load_state_dict_post_hook(remember_statistics)
         if frozen:
             freeze_trunk(self.network)
         self.train()
@@ -375,6 +380,17 @@ def _named_extractor(key: str, space: gym.Space, features_dim: int, **image_kwar
         raise ValueError(f"Observation {key!r}: {error}{hint}") from error
 
 
+def remember_statistics(policy: nn.Module, _: Any = None) -> None:
+    """Let networks whose weights came with a saved agent know the images that those were trained on.
+
+    Args:
+        policy: The policy, or an extractor, that the weights were copied into.
+    """
+    for part in policy.modules():
+        if isinstance(part, MNV4Extractor) and isinstance(part.normalize, Normalize):
+            part.network.image_statistics = part.normalize.statistics()
+
+
 def _spec_of(variant: str | NetworkSpec | TimmSpec) -> NetworkSpec | TimmSpec:
     if isinstance(variant, TimmSpec):
         return variant
@@ -394,6 +410,8 @@ def encoder_spec(spec: Spec, features_dim: int, grid: int | None = None, keep_ba
     """
     head = spec.head if isinstance(spec.head, GridHeadSpec) else GridHeadSpec()
     head = replace(head, features_dim=features_dim, grid=head.grid if grid is None else grid)
+    if head.norm != "none" and head.image_features < 2:
+        raise ValueError(f"features_dim must be at least 2, got {features_dim}: a norm over one feature is blind.")
     return replace(spec if keep_batch_norm else spec.without_batch_norm(), head=head)
 
 

@@ -117,16 +117,17 @@ class ClassificationRun:
     def save_best(self) -> None:
         """Write the evaluated weights and what one needs to use them."""
         trainer, dataset = self.trainer, self.trainer.dataset
+        mean, deviation = (moment.flatten().tolist() for moment in (trainer.mean, trainer.deviation))
         about = {
             "model": trainer.config.model,
             "in_channels": dataset.in_channels,
             "image_size": dataset.image_size,
             "class_names": dataset.class_names,
-            "mean": trainer.mean.flatten().tolist(),
-            "std": trainer.deviation.flatten().tolist(),
+            "mean": mean,
+            "std": deviation,
             **{name: self.history[-1][name] for name in ("epoch", "validation_loss", "validation_accuracy")},
         }
-        save_weights(trainer.kept, self.path / "best.safetensors")
+        save_weights(trainer.kept, self.path / "best.safetensors", (mean, deviation))
         write_file(self.path / "best.json", json.dumps(about, indent=1).encode())
 
     def _epoch(self, bar: tqdm) -> Row:

@@ -46,6 +46,8 @@ class Network(nn.Module):
         frame_channels: Channels of one frame of the image.
         num_features: Channels of the map that the head reads, timm's name for them.
         num_classes: Classes; 0 without a classifier.
+        image_statistics: Mean and deviation, of each channel, of the images that its weights were trained on, where
+            they came from a file that says so; else None.
 
     Shape:
         (N, in_channels, H, W) float, or uint8 in [0, 255], which the stem reads as divided by 255
@@ -64,6 +66,7 @@ class Network(nn.Module):
         self.stages = stages
         self.head = head
         self.num_classes = head.num_classes
+        self.image_statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         start(self)
 
     def forward(self, x: Tensor) -> Tensor:

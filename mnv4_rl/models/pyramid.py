@@ -31,6 +31,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.spec = network.spec
         self.in_channels = network.in_channels
+        self.image_statistics = network.image_statistics
         channels, reductions = pyramid_shape(network.spec)
         self.out_indices = check_indices(range(len(channels)) if out_indices is None else out_indices, len(channels))
         self.channels = tuple(channels[index] for index in self.out_indices)

@@ -21,13 +21,13 @@ from mnv4_rl.models.specs import NetworkSpec
 from mnv4_rl.safe_files import MAX_JSON_BYTES
 from mnv4_rl.schemas import parse_json
 from mnv4_rl.weights.files import Pretrained, WeightFile, find_weights, read_weights, write_safetensors
+from mnv4_rl.weights.statistics import RGB, Statistics, from_metadata, image_statistics, to_metadata
 from mnv4_rl.weights.tensors import StateDict, check_tensors, copy_tensors, kind_problem, plain_names, some
 from mnv4_rl.weights.timm_names import rename, timm_layers
 
 Model: TypeAlias = Network | FeaturePyramid
 
 STEM_WEIGHT = "stem.conv.conv.weight"
-RGB = 3
 # What a checkpoint may have more than its model: averages, the optimiser's state, another classifier.
 _TIMES, _AT_LEAST_BYTES = 16, 2**29
 
@@ -88,12 +88,15 @@ def check_is_timms(spec: NetworkSpec) -> None:
         )
 
 
-def save_weights(model: Model, path: str | os.PathLike[str]) -> None:
+def save_weights(model: Model, path: str | os.PathLike[str], statistics: Statistics | None = None) -> None:
     """Write the weights to a safetensors file that knows its architecture, all or nothing.
 
     Args:
         model: Any model of this package; the network of an extractor is ``extractor.network``.
         path: A ``.safetensors`` file; an existing one is replaced in one step.
+        statistics: Mean and deviation, of each channel, of the images that it was trained on; an encoder that starts
+            from this file takes them off its own. None takes those of the weights that the model came with, and images
+            in [0, 1] as they are for a model that was trained from scratch.
 
     Raises:
         ValueError: For another suffix.
@@ -101,6 +104,7 @@ def save_weights(model: Model, path: str | os.PathLike[str]) -> None:
     """
     check_type("model.spec", model.spec, NetworkSpec)
     metadata = {"format": "pt", "mnv4_rl": __version__, "spec": json.dumps(spec_to_dict(model.spec))}
+    metadata |= to_metadata(statistics or model.image_statistics)
     write_safetensors(path, plain_names(model.state_dict()), metadata)
 
 
@@ -122,7 +126,9 @@ def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
         )
     _check_same_spec(spec, model.spec, file.path)
     check_tensors(own, file.tensors, f"{str(path)!r} does not fit {model.spec.name}", same_dtype=True)
+    statistics = from_metadata(file.metadata, file.path)
     copy_tensors(own, file.tensors)
+    model.image_statistics = statistics
 
 
 def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
@@ -133,7 +139,7 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
     image channels by :func:`adapt_stem`.
 
     timm's weights were trained on images normalised by a mean and a deviation, mostly ImageNet's (0.485, 0.456, 0.406)
-    and (0.229, 0.224, 0.225); nothing here normalises images.
+    and (0.229, 0.224, 0.225); ``model.image_statistics`` says by which, and nothing here normalises images.
 
     Args:
         model: A model of this package, freshly built.
@@ -160,7 +166,9 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
     wanted = {key: tensor for key, tensor in own.items() if key not in fresh}
     given = {key: tensor for key, tensor in state.items() if key in wanted or not key.startswith("head.")}
     check_tensors(wanted, given, f"{str(file.path)!r} does not fit {model.spec.name}")
+    statistics = image_statistics(file.path)
     copy_tensors(wanted, given)
+    model.image_statistics = statistics
     return fresh
 
 

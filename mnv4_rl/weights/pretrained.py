@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch as th
 from torch import fx, nn
@@ -14,19 +11,13 @@ from torch import fx, nn
 from mnv4_rl.models.layers import has_values
 from mnv4_rl.models.network import Network
 from mnv4_rl.models.timm_network import TimmNetwork, TimmTrunk, timm_config
-from mnv4_rl.safe_files import MAX_JSON_BYTES, open_regular, read_file
 from mnv4_rl.weights import load_pretrained
-from mnv4_rl.weights.files import Pretrained, find_file, find_weights, read_header, read_weights
-from mnv4_rl.weights.loading import RGB, most_bytes
+from mnv4_rl.weights.files import Pretrained, find_file, read_weights
+from mnv4_rl.weights.loading import most_bytes
+from mnv4_rl.weights.statistics import AS_IT_IS, Statistics, config_beside
 from mnv4_rl.weights.tensors import StateDict, check_tensors, copy_tensors, plain_names, some
 
 IN_THE_AGENT = "(weights of a saved agent)"
-Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of R, G, B
-AS_IT_IS: Statistics = ((0.0,) * RGB, (1.0,) * RGB)
-IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-INCEPTION: Statistics = ((0.5,) * RGB, (0.5,) * RGB)
-# timm's checkpoints of MobileNetV4 that were trained with INCEPTION (timm 1.0.31).
-_INCEPTION_NAME = re.compile(r"mobilenetv4_conv_small_0|mobilenetv4_conv_small\.e3600")
 
 
 class PretrainedWeights(nn.Module):
@@ -88,9 +79,8 @@ def _start(network: Network | TimmNetwork, pretrained: Pretrained) -> Statistics
     """Load the weights; mean and deviation of the images that they were trained on."""
     if isinstance(network, TimmNetwork):
         return _start_timm(network, pretrained)
-    path = find_weights(pretrained, network.spec.name)
-    load_pretrained(network, path)
-    return image_statistics(path)
+    load_pretrained(network, pretrained)
+    return network.image_statistics or AS_IT_IS
 
 
 def _start_timm(network: TimmNetwork, pretrained: Pretrained) -> Statistics:
@@ -110,7 +100,7 @@ def _start_timm(network: TimmNetwork, pretrained: Pretrained) -> Statistics:
     if random := [key for key, tensor in given.items() if not tensor.equal(again[key])]:  # timm is not always strict
         raise ValueError(f"{misfit}: it has no {some(random)}.")
     copy_tensors(own, given)
-    return _config_beside(path) or (tuple(config.mean), tuple(config.std))
+    return config_beside(path) or (tuple(config.mean), tuple(config.std))
 
 
 def _timm_state(network: TimmNetwork, tensors: StateDict, seed: int) -> StateDict:
@@ -126,9 +116,9 @@ class Normalize(nn.Module):
     Both are part of the state dict, so that a saved agent needs no file to know them.
 
     Args:
-        statistics: Mean and deviation of R, G and B.
-        channels: Image channels. Multiples of 3 are R, G, B, R, ..., as the stem's weights repeat; others grey, which
-            gets the colours' mean.
+        statistics: Mean and deviation of each channel that the weights were trained on, as a rule R, G and B.
+        channels: Image channels. Multiples of those are R, G, B, R, ..., as the stem's weights repeat; others grey,
+            which gets the colours' mean.
 
     Shape:
         (N, channels, H, W), float in [0, 1], or uint8 in [0, 255] -> the same shape, float.
@@ -142,46 +132,25 @@ class Normalize(nn.Module):
         super().__init__()
         for name, colours in zip(("mean", "std"), statistics, strict=True):
             values = th.tensor(colours)
-            values = values.repeat(channels // RGB) if channels % RGB == 0 else values.mean().repeat(channels)
+            frames, rest = divmod(channels, len(colours))
+            values = values.mean().repeat(channels) if rest else values.repeat(frames)
             self.register_buffer(name, values[:, None, None])
+
+    def statistics(self) -> Statistics:
+        """Mean and deviation, a number for each channel."""
+        mean, deviation = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return mean, deviation
 
     def forward(self, images: th.Tensor) -> th.Tensor:
         """Subtract and divide."""
-        return (_as_floats(images) - self.mean) / self.std
+        return (_as_floats(images, self.mean) - self.mean) / self.std
 
 
 @fx.wrap  # one call in a graph of torch.fx, which cannot follow what is decided by a dtype
-def _as_floats(images: th.Tensor) -> th.Tensor:
+def _as_floats(images: th.Tensor, like: th.Tensor) -> th.Tensor:
     if images.dtype == th.uint8:
-        return images.float() / 255
+        return images.to(like.dtype) / 255
     return images
-
-
-def image_statistics(path: Path) -> Statistics:
-    """Mean and deviation of the images that a file's weights were trained on, a number for R, G and B each.
-
-    timm's are in the ``config.json`` that the hub keeps beside the file; else the file's name tells which of timm's two
-    it has. Weights that this package wrote were trained on images in [0, 1] and say nothing.
-    """
-    if path.suffix == ".safetensors":
-        with open_regular(path) as file:
-            _, metadata = read_header(file, path)
-        if "mnv4_rl" in metadata:
-            return AS_IT_IS
-    config = _config_beside(path)
-    if config is not None:
-        return config
-    named = next((part for part in reversed(path.absolute().parts) if "mobilenetv4_" in part), "")
-    return INCEPTION if _INCEPTION_NAME.search(named) else IMAGENET
-
-
-def _config_beside(path: Path) -> Statistics | None:
-    try:
-        data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))["pretrained_cfg"]
-        mean, std = (tuple(float(number) for number in data[key]) for key in ("mean", "std"))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or some other program's
-        return None
-    return (mean, std) if len(mean) == len(std) == RGB and all(0 < value < 10 for value in std) else None
 
 
 def freeze_trunk(network: Network | TimmNetwork) -> None:

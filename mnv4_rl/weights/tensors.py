@@ -58,8 +58,8 @@ def kind_problem(tensor: object, dtype: th.dtype) -> str:
     """Why something cannot give its numbers to a tensor of this dtype, whatever they are; empty if it can."""
     if not isinstance(tensor, Tensor) or tensor.layout is not th.strided or tensor.is_quantized or tensor.is_nested:
         return "is no dense tensor"
-    if tensor.device.type != "cpu":
-        return f"is on {tensor.device}, and holds no numbers here"
+    if tensor.device.type == "meta":
+        return "is on the meta device, and holds no numbers"
     if tensor.dtype not in (_FLOATS if dtype.is_floating_point else _INTEGERS):
         return f"is {tensor.dtype}, which does not become {dtype}"
     return "has several entries in one place of memory" if _overlaps(tensor) else ""

@@ -228,6 +228,12 @@ def test_what_is_told_by_key_is_told_of_that_image_alone() -> None:
     assert untold.network.frame_channels == 3
 
 
+@pytest.mark.parametrize("variant", ["rl_s", "rl_s2", "mnv4_conv_s"])
+def test_one_feature_would_be_blind(variant: str) -> None:
+    with pytest.raises(ValueError, match="features_dim must be at least 2, got 1: a norm over one feature is blind"):
+        MNV4Extractor(uint8_box(3, 32, 32), 1, variant=variant)
+
+
 def test_what_is_told_of_no_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"channels_last is told for \['boards', 'speed'\], of this Dict the im"):
         MNV4CombinedExtractor(mixed_space(), channels_last={"boards": True, "speed": True})

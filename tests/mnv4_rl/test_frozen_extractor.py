@@ -16,7 +16,9 @@ from torch import nn
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, list_models, load_agent, save_agent
 from mnv4_rl.export import fold
-from mnv4_rl.weights.loading import adapt_stem, save_weights, to_timm_state_dict
+from mnv4_rl.weights.files import read_header, write_safetensors
+from mnv4_rl.weights.loading import adapt_stem, load_weights, save_weights, to_timm_state_dict
+from mnv4_rl.weights.tensors import plain_names
 
 SIDE = 40
 SPACE = spaces.Box(0, 255, (4, SIDE, SIDE), np.uint8)
@@ -269,6 +271,48 @@ class TestStatistics:
         save_weights(create_model("mnv4_conv_s", num_classes=0), tmp_path / "own.safetensors")
         own = self.extractor(tmp_path / "own.safetensors").normalize
         assert own.mean.abs().sum() == 0 and own.std.unique().item() == 1
+
+    def test_saved_weights_say_theirs(self, checkpoint: Path, tmp_path: Path) -> None:
+        again, grey = tmp_path / "again.safetensors", tmp_path / "grey.safetensors"
+        save_weights(create_model("mnv4_conv_s", pretrained=checkpoint), again)
+        assert self.extractor(again).normalize.mean[:, 0, 0].tolist() == pytest.approx([0.485, 0.456, 0.406])
+        for extractor in (self.extractor(again, 1), self.extractor(checkpoint, 1)):
+            save_weights(extractor.network, grey)
+            read = self.extractor(grey, 1).normalize
+            assert read.mean.item() == pytest.approx(0.449) and read.std.item() == pytest.approx(0.226)
+        save_weights(create_model("mnv4_conv_s"), again, ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0)))
+        assert self.extractor(again).normalize.std[:, 0, 0].tolist() == [1, 2, 3]
+        model = create_model("mnv4_conv_s")
+        load_weights(model, again)
+        assert model.image_statistics[0] == (0.1, 0.2, 0.3)
+
+    def test_weights_of_a_loaded_agent_say_theirs(self, checkpoint: Path, tmp_path: Path) -> None:
+        save_agent(make_agent(PPO, pretrained=checkpoint), tmp_path / "agent")
+        loaded = extractor_of(load_agent(tmp_path / "agent", device="cpu"))
+        save_weights(loaded.network, tmp_path / "own.safetensors")
+        again = self.extractor(tmp_path / "own.safetensors", 4)
+        assert th.equal(again.normalize.mean, loaded.normalize.mean) and loaded.normalize.mean.min() > 0.4
+
+    @pytest.mark.parametrize("said", ["[[0.5], [0]]", "[[0.5, 0.5], [1]]", "[[0.5], [NaN]]", "{}", "[[], []]"])
+    def test_what_is_no_statistics_is_refused(self, tmp_path: Path, said: str, trained: nn.Module) -> None:
+        path = tmp_path / "own.safetensors"
+        save_weights(trained, path)
+        _, metadata = read_header(path.open("rb"), path)
+        write_safetensors(path, plain_names(trained.state_dict()), metadata | {"image_statistics": said})
+        with pytest.raises(ValueError, match="image_statistics of "):
+            self.extractor(path)
+
+    def test_images_below_zero_are_refused(self, checkpoint: Path) -> None:
+        space = spaces.Box(-1, 1, (3, SIDE, SIDE), np.float32)
+        with pytest.raises(ValueError, match=r"know images in \[0, 1\] less their mean, and this space begins at -1"):
+            MNV4Extractor(space, 16, variant="mnv4_conv_s", pretrained=checkpoint)
+        MNV4Extractor(space, 16, variant="mnv4_conv_s", pretrained=checkpoint, normalized_image=True)
+
+    def test_in_half_precision(self, checkpoint: Path) -> None:
+        images = th.randint(0, 256, (2, 3, SIDE, SIDE), dtype=th.uint8)
+        extractor = self.extractor(checkpoint)
+        exact = extractor(images)
+        th.testing.assert_close(extractor.bfloat16()(images).float(), exact, rtol=0.2, atol=0.2)
 
     def test_they_are_part_of_a_saved_agent(self, checkpoint: Path, tmp_path: Path) -> None:
         agent = make_agent(PPO, pretrained=checkpoint)

@@ -1,0 +1,92 @@
+"""What images trained weights know: the mean and deviation that were taken off them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import gymnasium as gym
+from gymnasium import spaces
+from pydantic import Field
+
+from mnv4_rl.safe_files import MAX_JSON_BYTES, open_regular, read_file
+from mnv4_rl.schemas import parse_json
+from mnv4_rl.weights.files import read_header
+
+RGB = 3
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of R, G and B, or of grey
+AS_IT_IS: Statistics = ((0.0,) * RGB, (1.0,) * RGB)
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+INCEPTION: Statistics = ((0.5,) * RGB, (0.5,) * RGB)
+# timm's checkpoints of MobileNetV4 that were trained with INCEPTION (timm 1.0.31).
+_INCEPTION_NAME = re.compile(r"mobilenetv4_conv_small_0|mobilenetv4_conv_small\.e3600")
+
+_KEY = "image_statistics"  # in the metadata of this package's files
+_Mean: TypeAlias = Annotated[tuple[float, ...], Field(min_length=1, max_length=1000)]
+_Deviation: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=1000)]
+
+
+def image_statistics(path: Path) -> Statistics:
+    """Mean and deviation of the images that a file's weights were trained on, a number for each channel.
+
+    This package's files say it themselves, and those that do not were trained on images in [0, 1] as they are. timm's
+    are in the ``config.json`` that the hub keeps beside the file; else the file's name tells which of timm's two it
+    has.
+
+    Raises:
+        ValueError: If a file of this package says something else than numbers.
+    """
+    if path.suffix == ".safetensors":
+        with open_regular(path) as file:
+            _, metadata = read_header(file, path)
+        if "mnv4_rl" in metadata:
+            return from_metadata(metadata, path) or AS_IT_IS
+    config = config_beside(path)
+    if config is not None:
+        return config
+    named = next((part for part in reversed(path.absolute().parts) if "mobilenetv4_" in part), "")
+    return INCEPTION if _INCEPTION_NAME.search(named) else IMAGENET
+
+
+def from_metadata(metadata: dict[str, str], path: Path) -> Statistics | None:
+    """What a file of this package says; None if nothing.
+
+    Raises:
+        ValueError: If it is no mean and deviation.
+    """
+    if _KEY not in metadata:
+        return None
+    mean, deviation = parse_json(tuple[_Mean, _Deviation], metadata[_KEY][:MAX_JSON_BYTES], f"{_KEY} of {path}")
+    if len(mean) != len(deviation):
+        raise ValueError(f"{_KEY} of {path}: {len(mean)} means and {len(deviation)} deviations; they go in pairs.")
+    return mean, deviation
+
+
+def to_metadata(statistics: Statistics | None) -> dict[str, str]:
+    """What a file says of them; nothing without."""
+    return {} if statistics is None else {_KEY: json.dumps(statistics)}
+
+
+def config_beside(path: Path) -> Statistics | None:
+    """What timm's ``config.json`` beside a file says; None without one."""
+    try:
+        data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))["pretrained_cfg"]
+        mean, std = (tuple(float(number) for number in data[key]) for key in ("mean", "std"))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or some other program's
+        return None
+    return (mean, std) if len(mean) == len(std) == RGB and all(0 < value < 10 for value in std) else None
+
+
+def check_from_zero(space: gym.Space, statistics: Statistics) -> None:
+    """Refuse images that a mean and deviation of images in [0, 1] are not for.
+
+    Raises:
+        ValueError: If the space goes below 0.
+    """
+    if statistics != AS_IT_IS and isinstance(space, spaces.Box) and (low := float(space.low.min())) < 0:
+        raise ValueError(
+            f"The pretrained weights know images in [0, 1] less their mean, and this space begins at {low:g}. Give "
+            "images in [0, 1], or as the weights know them, with features_extractor_kwargs=dict(normalized_image=True)."
+        )
