@@ -71,6 +71,13 @@ class Largest(nn.Module):
             return scores.argmax(1)
         return th.stack([part.argmax(1) for part in scores.split(self.sizes, 1)], 1)
 
+    def explain(self, scores: Tensor, actions: Tensor, slack: float) -> Tensor:
+        """Whether actions have the largest scores, to ``slack``: (N,) bool."""
+        columns = actions.reshape(len(scores), -1).long().split(1, 1)
+        parts = zip(scores.split(self.sizes, 1), columns, strict=True)
+        lost = [part.amax(1) - part.gather(1, action)[:, 0] for part, action in parts]
+        return th.stack(lost, 1).amax(1) <= slack
+
 
 class Positive(nn.Module):
     """The buttons of a MultiBinary space that are likelier pressed than not."""
@@ -78,6 +85,10 @@ class Positive(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         """(N, n) -> 0 or 1, int64."""
         return (scores > 0).long()
+
+    def explain(self, scores: Tensor, actions: Tensor, slack: float) -> Tensor:
+        """Whether buttons are pressed by the scores' signs, where those are not 0 to ``slack``: (N,) bool."""
+        return ((self(scores) == actions) | (scores.abs() <= slack)).all(1)
 
 
 class Bounded(nn.Module):
@@ -107,6 +118,13 @@ class Bounded(nn.Module):
         else:
             actions = scores.clamp(self.low, self.high)
         return actions if len(self.shape) == 1 else actions.reshape(-1, *self.shape)
+
+    def explain(self, scores: Tensor, actions: Tensor, slack: float) -> Tensor:
+        """Whether scores within ``slack`` of these give the actions: (N,) bool."""
+        least, most = (self(scores + shift).reshape(len(scores), -1) for shift in (-slack, slack))
+        given = actions.reshape(len(scores), -1)
+        rounding = 1e-5 * (1 + given.abs())
+        return ((least - rounding <= given) & (given <= most + rounding)).all(1)
 
 
 def policy_of(agent: BaseAlgorithm | BasePolicy) -> BasePolicy:

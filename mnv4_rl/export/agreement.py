@@ -23,6 +23,7 @@ from mnv4_rl.safe_files import make_folder, write_file
 Frames = np.ndarray | Mapping[str, np.ndarray]
 
 N_MADE_UP = 64
+FOLDED_TOLERANCE = 1e-3  # of the largest score: what folding may move one by, many times over
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def observations_of(space: spaces.Space, frames: Frames | None) -> dict[str, np.
                 f"got {batch.shape} {batch.dtype}."
             )
     check_positive(frames=len(next(iter(by_name.values()))))
-    return by_name
+    return {name: by_name[name] for name in known}  # in the order of the space, which is that of inputs
 
 
 def _varied(batch: np.ndarray) -> np.ndarray:
@@ -149,16 +150,32 @@ def agreement(
     scores: np.ndarray,
     actions: np.ndarray,
 ) -> Exported:
-    """How well a file's scores and actions on observations are the agent's own."""
+    """How well a file's scores and actions on observations are the agent's own.
+
+    Raises:
+        ValueError: If the folded agent is not the agent: its scores do not explain what the policy does.
+    """
     is_dict = isinstance(policy.observation_space, spaces.Dict)
     network = ByPosition(folded, list(observations), is_dict)
     expected = network(*(th.as_tensor(batch) for batch in observations.values()))[0].numpy()
     given = observations if is_dict else next(iter(observations.values()))
     theirs, _ = policy.predict(given, deterministic=True)  # type: ignore[arg-type]
+    _check_folded(folded, expected, theirs)
     error = float(np.abs(scores - expected).max())
     return Exported(
         path, len(content), len(scores), _same_actions(actions, theirs), error, float(np.abs(expected).max())
     )
+
+
+def _check_folded(folded: FoldedAgent, scores: np.ndarray, theirs: np.ndarray) -> None:
+    slack = FOLDED_TOLERANCE * max(float(np.abs(scores).max()), 1e-6)
+    explained: Tensor = folded.decide.explain(th.as_tensor(scores), th.as_tensor(theirs), slack)  # type: ignore[operator]
+    if not bool(explained.all()):
+        raise ValueError(
+            f"In {int((~explained).sum())} of {len(scores)} observations the agent does what its layers do not say, so "
+            "nothing is written. A hook or a subclass with its own forward or predict cannot be folded; export it with "
+            "torch.onnx.export instead."
+        )
 
 
 def _same_actions(actions: np.ndarray, expected: np.ndarray) -> int:

@@ -142,19 +142,31 @@ def fold_extractor(extractor: BaseFeaturesExtractor, normalize_images: bool) -> 
         The network, which takes observations as the environment gives them, and its features part by part.
 
     Raises:
-        TypeError: For any other extractor.
+        TypeError: For any other extractor, or a subclass with a forward of its own.
     """
+    _check_known(extractor)
     if isinstance(extractor, MNV4CombinedExtractor | CombinedExtractor):
         return _fold_combined(extractor, normalize_images)
-    if not isinstance(extractor, ImageExtractor | NatureCNN):
-        raise TypeError(
-            f"{type(extractor).__name__} cannot be folded; MNV4Extractor, MNV4CombinedExtractor, the baselines here, "
-            "NatureCNN and CombinedExtractor can. Export it with torch.onnx.export instead."
-        )
     layers, part = _fold_image(extractor)
     first = next(module for module in layers.modules() if isinstance(module, nn.Conv2d))
     first.weight.mul_(_scale(extractor, normalize_images))  # zero padding commutes with it
     return nn.Sequential(ReadImage(getattr(extractor, "layout", None)), *layers), [part]
+
+
+_KNOWN = (ImageExtractor, NatureCNN, MNV4CombinedExtractor, CombinedExtractor)
+
+
+def _check_known(extractor: BaseFeaturesExtractor) -> None:
+    name = type(extractor).__name__
+    if not isinstance(extractor, _KNOWN):
+        raise TypeError(
+            f"{name} cannot be folded; MNV4Extractor, MNV4CombinedExtractor, the baselines here, NatureCNN and "
+            "CombinedExtractor can. Export it with torch.onnx.export instead."
+        )
+    if type(extractor).forward not in [known.forward for known in _KNOWN]:
+        raise TypeError(
+            f"{name} has a forward of its own, unknown to folding. Export it with torch.onnx.export instead."
+        )
 
 
 def _scale(extractor: ImageExtractor | NatureCNN, normalize_images: bool) -> float:

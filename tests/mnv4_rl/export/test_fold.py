@@ -157,3 +157,13 @@ def test_what_cannot_be_folded_is_one_clear_line(make, says):
 def test_default_policy_is_ours():
     assert isinstance(agent(PPO).policy, MNV4Policy)
     assert isinstance(agent(PPO).policy.features_extractor, MNV4Extractor)
+
+
+class Upside(MNV4Extractor):
+    def forward(self, observations):
+        return -super().forward(observations)
+
+
+def test_an_encoder_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(TypeError, match="Upside has a forward of its own"):
+        fold(agent(PPO, features_extractor_class=Upside))

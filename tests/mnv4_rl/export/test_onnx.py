@@ -84,6 +84,13 @@ def test_frames_of_play_are_what_is_compared(ppo, tmp_path):
     assert to_onnx(ppo, tmp_path / "agent.onnx", frames=frames).n_frames == 5
 
 
+def test_inputs_are_in_the_order_of_the_space(tmp_path):
+    model = agent(PPO, with_vector=True)
+    frames = {name: observations(model, 5)[name] for name in reversed(model.observation_space.spaces)}
+    path = to_onnx(model, tmp_path / "agent.onnx", frames=frames).path
+    assert [part.name for part in onnx.load(path).graph.input] == list(model.observation_space.spaces)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "fc"])
 @pytest.mark.parametrize(
@@ -224,6 +231,16 @@ class TestRefused:
         monkeypatch.setattr(onnx_file, "quantize_largest_layer", spoil)
         with pytest.raises(ValueError, match="nothing is written"):
             to_onnx(ppo, tmp_path / "agent.onnx", "fc")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("action", ACTIONS)
+    def test_an_agent_that_does_not_do_as_its_layers_say(self, tmp_path, action):
+        model = agent(PPO, action=action)
+        predict = model.policy._predict
+        other = (lambda actions: (actions + 1) % 5) if action == "discrete" else (lambda actions: actions.flip(0))
+        model.policy._predict = lambda *args, **kwargs: other(predict(*args, **kwargs))
+        with pytest.raises(ValueError, match=r"In \d+ of 64 observations the agent does what its layers do not say"):
+            to_onnx(model, tmp_path / "agent.onnx")
         assert list(tmp_path.iterdir()) == []
 
     def test_without_onnx_there_is_an_install_line(self, ppo, tmp_path, monkeypatch):
