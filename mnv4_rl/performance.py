@@ -131,14 +131,19 @@ def compile_encoders(policy: nn.Module, *, graphs: bool = True) -> int:
             mode="reduce-overhead" if graphs else "default", dynamic=False if device.type == "cuda" else None
         )
         try:
-            example = th.zeros((8, *extractor.image_shape), dtype=th.uint8, device=device)
             with th.no_grad():
-                network(example)
+                network(th.zeros((8, *extractor.image_shape), dtype=_read_dtype(extractor), device=device))
             compiled += 1
         except Exception as error:  # the compiler's errors have no common class
             network._compiled_call_impl = None
             warnings.warn(f"{type(extractor).__name__} is not compiled: {error}", RuntimeWarning, stacklevel=2)
     return compiled
+
+
+def _read_dtype(extractor: ImageExtractor) -> th.dtype:
+    """What its network gets, where the policy hands on bytes."""
+    keeps_bytes = extractor.accepts_uint8 and extractor.takes_bytes and isinstance(extractor.normalize, nn.Identity)
+    return th.uint8 if keeps_bytes else th.float32
 
 
 @contextmanager

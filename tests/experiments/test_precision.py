@@ -91,6 +91,15 @@ def test_an_encoder_that_cannot_be_compiled_stays_as_it_is(monkeypatch):
     assert th.equal(features(model), before)
 
 
+@pytest.mark.parametrize(("encoder", "dtype"), [("rl_s", th.uint8), ("impala", th.float32)])
+def test_an_encoder_is_tried_on_what_its_network_gets(monkeypatch, encoder, dtype):
+    seen = []
+    compiled = {"_compiled_call_impl": lambda images: seen.append(images.dtype)}
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: vars(self).update(compiled))
+    assert compile_encoders(tiny_ppo(encoder=encoder).policy) == 1
+    assert seen == [dtype]
+
+
 @pytest.mark.slow
 def test_compiled_encoder_gives_the_same_features_under_the_same_names():
     model = tiny_ppo(encoder="rl_s")
