@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from agents.ppo import PPOHyperparameters
 from agents.runs import train_run
+from agents.runs.config import PPOConfig
+from agents.runs.logs import STEP, read_rows
 from agents.runs.resuming import recorded_config
 from experiments.racing.planning import CONFIGS
 from experiments.searching.config import SearchConfig
 from experiments.study.cloning import Lesson, as_rewards_teach, clone_to, published_agent, record
 from mnv4_rl.games import family_of, reference_scores, resolve_game
+
+SCORE = "rollout/ep_rew_mean"  # its column in progress.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,31 +84,43 @@ def _lesson(game: str, seed: int) -> Lesson:
 def train_to(timesteps: int, candidate: Candidate, game: str, config: SearchConfig) -> float:
     """A candidate's mean raw score of the last 100 games at a timestep, from where its run stands.
 
+    A candidate that is tried again may have passed it: its log says what it had there.
+
     Raises:
         KeyboardInterrupt: If the run was asked to stop; it is saved.
     """
     folder = config.path / f"{game.replace('/', '_')}__{candidate.name}"
-    if (folder / "config.yml").is_file():
-        run = replace(recorded_config(CONFIGS[family_of(game)], folder), total_timesteps=timesteps)
+    passed = [row for row in read_rows(folder / "progress.csv") if int(row.get(STEP) or 0) >= timesteps]
+    if passed:
+        score = float(passed[0].get(SCORE) or math.nan)
     else:
-        run = CONFIGS[family_of(game)](
-            game=game,
-            encoder=candidate.encoder,
-            seed=config.seed,
-            n_envs=candidate.n_envs,
-            threads=config.threads,
-            device=config.device,
-            total_timesteps=timesteps,
-            evaluation_games=0,
-            keep_checkpoints=1,
-            run_dir=folder,
-            ppo=candidate.ppo,
-        )
-    outcome = train_run(run, quiet=True)
-    if not outcome.finished:
-        raise KeyboardInterrupt
+        outcome = train_run(_run_to(timesteps, candidate, game, config, folder), quiet=True)
+        if not outcome.finished:
+            raise KeyboardInterrupt
+        score = math.nan if outcome.score is None else outcome.score
     low = (reference_scores(game) or (0.0, 1.0))[0]
-    return low if outcome.score is None else outcome.score  # no game ended: as good as the lowest
+    return low if math.isnan(score) else score  # no game ended: as good as the lowest
+
+
+def _run_to(timesteps: int, candidate: Candidate, game: str, config: SearchConfig, folder: Path) -> PPOConfig:
+    """A candidate's run, a new one or the one in its folder, which never becomes shorter."""
+    kind = CONFIGS[family_of(game)]
+    if (folder / "config.yml").is_file():
+        run = recorded_config(kind, folder)
+        return replace(run, total_timesteps=max(run.total_timesteps, timesteps))
+    return kind(
+        game=game,
+        encoder=candidate.encoder,
+        seed=config.seed,
+        n_envs=candidate.n_envs,
+        threads=config.threads,
+        device=config.device,
+        total_timesteps=timesteps,
+        evaluation_games=0,
+        keep_checkpoints=1,
+        run_dir=folder,
+        ppo=candidate.ppo,
+    )
 
 
 def mean_normalised(scores: Mapping[str, float]) -> float:

@@ -2,14 +2,21 @@
 
 import pytest
 
+from agents.ppo import PPOHyperparameters
+from agents.runs import train_run
 from experiments import search
 from experiments.cli.results import read_csv
 from experiments.searching import costs, scoring, studying
 from experiments.searching.config import SearchConfig
+from experiments.searching.scoring import Candidate
 from experiments.searching.space import RL_S_CHOICES, SPACE, spec_of
 from experiments.study import cloning
 from experiments.study.cloning import as_rewards_teach, published_agent, record
+from mnv4_rl.games import reference_scores
+from mnv4_rl.safe_files import write_csv
 from tests.needs import needs_envpool
+
+PONG_LOW = reference_scores("pong")[0]
 
 
 def test_cost_is_a_share_of_natures():
@@ -48,6 +55,46 @@ def test_a_search_by_copies_scores_what_clones_learn(monkeypatch, tmp_path):
         )
     assert len(study.trials) == 2 and played == ["pong"]
     scoring._lesson.cache_clear()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A search in which everything is small: one candidate, two games, rungs at 64 and 128 timesteps."""
+    ppo = PPOHyperparameters(n_steps=32, batch_size=64, n_epochs=1)
+    return SearchConfig(games=("pong", "breakout"), n_envs=2, ppo=ppo, total_timesteps=128, rungs=2, reduction=2,
+                        batch=2, rounds=1, min_seconds=0, budget=1000, device="cpu", n_candidates=1,
+                        search_dir=tmp_path)  # fmt: skip
+
+
+@needs_envpool
+def test_a_run_that_passed_a_rung_says_what_it_had_there(tiny, monkeypatch):
+    candidate = Candidate(name="one", cost=1, encoder="nature", n_envs=2, ppo=tiny.ppo)
+    assert [scoring.train_to(mark, candidate, "pong", tiny) for mark in (64, 128)] == [PONG_LOW, PONG_LOW]
+    monkeypatch.setattr(scoring, "train_run", lambda *_, **__: pytest.fail("both rungs are in its log"))
+    log = tiny.path / "pong__one" / "progress.csv"
+    table = read_csv(log)
+    write_csv(log, [{**row, "rollout/ep_rew_mean": score} for row, score in zip(table, ("-3.5", "4"), strict=True)])
+    assert [scoring.train_to(mark, candidate, "pong", tiny) for mark in (64, 60, 65, 128)] == [-3.5, -3.5, 4, 4]
+
+
+@needs_envpool
+def test_a_candidate_stopped_in_its_second_game_goes_on(tiny, monkeypatch):
+    """Ctrl-C came when the run of the first game had reached the rung already."""
+    monkeypatch.setattr(studying, "KNOWN_CHOICES", {"one": RL_S_CHOICES})
+    trained = []
+
+    def stopped(run, quiet):
+        trained.append((run.game, run.total_timesteps))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train_run(run, quiet=quiet)
+
+    monkeypatch.setattr(scoring, "train_run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        studying.run_search(tiny)
+    ended = [trial for trial in studying.run_search(tiny).trials if trial.state in studying._ended()]
+    assert [sorted(trial.intermediate_values) for trial in ended] == [[64, 128]]
+    assert trained == [("pong", 64), ("breakout", 64), ("breakout", 64), ("pong", 128), ("breakout", 128)]
 
 
 @needs_envpool
