@@ -22,13 +22,14 @@ if __package__ in (None, ""):  # run as a script: the checkout's packages are on
 from experiments.benchmarking.measuring import machine
 from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
 from experiments.cli.results import shown
-from experiments.racing.planning import family_defaults
+from experiments.racing.planning import CONFIGS, family_defaults
 from experiments.searching.config import SearchConfig
 from experiments.searching.costs import write_costs
 from experiments.searching.settings import settings_of
 from experiments.searching.space import spec_of
 from experiments.searching.studying import open_study, run_search
 from experiments.searching.table import CHOICES, candidates_table, options_table, rows_of
+from mnv4_rl.games import family_of
 from mnv4_rl.performance import tune
 from mnv4_rl.safe_files import write_csv
 
@@ -79,10 +80,12 @@ def summary(study: optuna.Study, config: SearchConfig) -> str:
 
 
 def flags_of(picked: dict[str, str], config: SearchConfig) -> str:
-    """The flags with which the training commands take these settings."""
+    """The flags with which the training command of these games takes the encoder and these settings."""
     n_envs, ppo = settings_of(picked, config.ppo, config.total_timesteps)
-    changed = {name: value for name, value in vars(ppo).items() if value != getattr(config.ppo, name)}
-    return " ".join([f"--n-envs {n_envs}", *(f"--ppo.{name.replace('_', '-')} {v}" for name, v in changed.items())])
+    default = CONFIGS[family_of(config.games[0])]().ppo
+    changed = {name: value for name, value in vars(ppo).items() if value != getattr(default, name)}
+    flags = (f"--ppo.{name.replace('_', '-')} {value}" for name, value in changed.items())
+    return " ".join([f"--n-envs {n_envs} --encoder {config.encoder}", *flags])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.ppo import PRESETS, PPOHyperparameters, check_rollout
-from agents.runs.config import PPOConfig
+from agents.runs.config import PPOConfig, ProcgenPPOConfig
 from experiments import search
 from experiments.cli.command import parse
 from experiments.searching import scoring, studying
@@ -65,6 +65,16 @@ def test_search_trains_one_encoder_with_every_candidates_settings(monkeypatch, t
     best = max(trained.values(), key=lambda t: (max(t.intermediate_values), max(t.intermediate_values.values())))
     pasted = parse(PPOConfig, shlex.split(line), PPOConfig())
     assert (pasted.n_envs, pasted.ppo) == settings_of(best.params, PPOHyperparameters(), 900)
+
+
+@pytest.mark.parametrize(("game", "trained"), [("pong", PPOConfig), ("procgen/leaper", ProcgenPPOConfig)])
+def test_the_best_ones_flags_name_whatever_the_search_was_given(game, trained):
+    picked = {name: next(iter(options)) for name, options in SETTINGS.items()}
+    given = SearchConfig(what="settings", encoder="nature", games=(game,),
+                         ppo=PPOHyperparameters(vf_coef=0.3, max_grad_norm=2, n_epochs=2))  # fmt: skip
+    pasted = parse(trained, shlex.split(search.flags_of(picked, given)))
+    assert (pasted.n_envs, pasted.ppo) == settings_of(picked, given.ppo, given.total_timesteps)
+    assert pasted.encoder == "nature"
 
 
 def test_settings_of_an_encoder_that_does_not_exist_are_refused(tmp_path):
