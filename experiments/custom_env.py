@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.runs.output import courteous_output
 from experiments.cli.command import parse, user_errors
+from experiments.cli.results import check_cells
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.models.registry import DEFAULT_VARIANT
@@ -185,6 +186,7 @@ class Config:
             raise ValueError(
                 f"encoder must name at least one of {', '.join(known)}; got {', '.join(unknown) or 'none'}."
             )
+        check_cells(encoder=self.encoder)  # each has a folder of its name
         check_ranges(self, _RANGES)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if any(self.run_dir.iterdir()):

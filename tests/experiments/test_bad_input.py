@@ -174,6 +174,7 @@ MISTAKES = [
     Mistake(race, f"{RACE} --ppo.gamma 2", "gamma must lie in [0, 1]"),
     Mistake(custom_env, "--run-dir new --n-envs 1000000000", "n_envs must lie in"),
     Mistake(custom_env, "--run-dir new --threads 0", "threads must lie in"),
+    Mistake(custom_env, "--run-dir new --encoder nature nature", "none twice"),
     Mistake(benchmark, f"{BENCHMARK} --threads 0", "threads must lie in"),
     Mistake(benchmark, f"{BENCHMARK} --agents rl_s nature", "others than nature"),
     Mistake(benchmark, f"{BENCHMARK} --agents rl_s rl_s", "none twice"),
