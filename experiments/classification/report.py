@@ -16,6 +16,7 @@ from experiments.cli.results import markdown_table, read_csv, save_figure
 from mnv4_rl.safe_files import write_csv, write_file
 
 MAX_NUMBERED_CLASSES, MAX_NAMED_CLASSES = 20, 50
+CORNER = "true/predicted"  # of confusion.csv; no folder, and so no class, has such a name
 RESULT_COLUMNS = (
     "model", "parameters", "data", "image_size", "seed", "epochs", "best_epoch", "test_images", "test_accuracy",
     "interval_low", "interval_high", "wall_seconds", "cpu_seconds", "threads", "commit", "command",
@@ -50,8 +51,9 @@ def write_test(folder: Path, evaluation: Evaluation, class_names: Sequence[str],
         "loss": evaluation.loss,
     }
     write_file(folder / "test.json", json.dumps(found, indent=1).encode())
+    columns = (CORNER, *class_names)
     rows = ((name, *counts) for name, counts in zip(class_names, matrix.tolist(), strict=True))
-    write_csv(folder / "confusion.csv", [dict(zip(("true", *class_names), row, strict=True)) for row in rows])
+    write_csv(folder / "confusion.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     draw_confusion(folder / "confusion.png", matrix, class_names, title)
 
 

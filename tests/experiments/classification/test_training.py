@@ -20,6 +20,7 @@ from experiments.classification.training import (
     parameter_groups,
     warmup_cosine,
 )
+from experiments.cli.results import read_csv
 from mnv4_rl import create_model
 
 
@@ -149,8 +150,14 @@ def test_a_loss_that_is_no_number_stops_with_advice():
 def test_a_test_is_counted_by_true_rows_and_predicted_columns(tmp_path):
     evaluation = Evaluation(0.0, th.tensor([0, 1, 1, 2]), th.tensor([0, 0, 1, 2]))
     write_test(tmp_path, evaluation, ("a", "b", "c"), "title")
-    assert (tmp_path / "confusion.csv").read_text().split() == ["true,a,b,c", "a,1,1,0", "b,0,1,0", "c,0,0,1"]
+    assert (tmp_path / "confusion.csv").read_text().split() == ["true/predicted,a,b,c", "a,1,1,0", "b,0,1,0", "c,0,0,1"]
     assert json.loads((tmp_path / "test.json").read_text())["accuracy"] == 0.75
+
+
+def test_a_class_may_be_called_true(tmp_path):
+    write_test(tmp_path, Evaluation(0.0, th.tensor([0, 0, 1]), th.tensor([0, 1, 1])), ("false", "true"), "title")
+    rows = read_csv(tmp_path / "confusion.csv")
+    assert [list(row.values()) for row in rows] == [["false", "1", "0"], ["true", "1", "1"]]
 
 
 def test_interval_of_a_known_case():
