@@ -24,6 +24,7 @@ from mnv4_rl.performance import THREADS
 
 Part = Literal["encoders", "end-to-end", "n-envs", "frames", "export"]
 PARTS: tuple[Part, ...] = ("encoders", "end-to-end", "n-envs", "frames", "export")
+REFERENCE_SIDE = 36  # pixels; NatureCNN's strides leave one position of them
 _RANGES = {
     "n_envs": N_ENVS,
     "threads": THREADS,
@@ -95,6 +96,11 @@ def check_config(config: BenchmarkConfig) -> None:
         numbers |= {f"{flag}[{i}]": value for i, value in enumerate(getattr(config, flag))}
     check_positive(**numbers)
     check_ranges(config, _RANGES)
+    if small := [size for size in config.frame_sizes if size < REFERENCE_SIDE]:
+        raise ValueError(
+            f"frame_sizes must be at least {REFERENCE_SIDE}, the smallest side that {REFERENCE} takes, got {small[0]}; "
+            "leave it out."
+        )
     check_file_name(config.name)
     for part in config.parts:
         check_choice("parts", part, PARTS)

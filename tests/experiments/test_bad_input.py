@@ -179,6 +179,7 @@ MISTAKES = [
     Mistake(benchmark, f"{BENCHMARK} --agents rl_s nature", "others than nature"),
     Mistake(benchmark, f"{BENCHMARK} --agents rl_s rl_s", "none twice"),
     Mistake(benchmark, f"{BENCHMARK} --min-seconds nan", "min_seconds must lie in"),
+    Mistake(benchmark, f"{BENCHMARK} --frame-sizes 84 35", "frame_sizes must be at least 36"),
     Mistake(watch, "run --no-window --seed -1", "seed must lie in"),
     Mistake(publish, f"{PUBLISH} --runs run --points -2", "points must be"),
     # folders and files
