@@ -122,7 +122,11 @@ def _decode_all(files: Files, side: int, mode: str, skip_corrupt: bool) -> Image
 
 def _decode(image: Image.Image, side: int, mode: str) -> np.ndarray:
     """The largest centred square, resized, as (C, side, side) uint8; 16-bit grey keeps its upper byte."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, and which of them is white is not known: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # convert() would clip
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        grey = np.asarray(image).astype(np.int64)
+        is_byte = image.mode == "I" and grey.max() <= 255  # 32 bits say nothing of the range
+        image = Image.fromarray((grey if is_byte else grey >> 8).clip(0, 255).astype(np.uint8))
     square = ImageOps.fit(image.convert(mode), (side, side), Image.Resampling.BICUBIC)
     return np.asarray(square).reshape(side, side, len(mode)).transpose(2, 0, 1)

@@ -185,6 +185,23 @@ def test_sixteen_bit_images_keep_their_upper_byte(tmp_path):
     assert (images.pixels[images.labels == 0] == 0x40).all()
 
 
+@pytest.mark.parametrize(("level", "kept"), [(0xFF, 0xFF), (0x40FF, 0x40)])
+def test_integers_are_bytes_unless_one_is_larger(tmp_path, level, kept):
+    write_folder(tmp_path)
+    for index in range(12):
+        (tmp_path / "dark" / f"{index:02d}.png").unlink()
+        Image.fromarray(np.full((8, 8), level, np.int32)).save(tmp_path / "dark" / f"{index:02d}.tif")
+    images = load_dataset(str(tmp_path), seed=0).train
+    assert (images.pixels[images.labels == 0] == kept).all()
+
+
+def test_an_image_of_floats_is_refused_by_name(tmp_path):
+    write_folder(tmp_path)
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "dark" / "float.tif")
+    with pytest.raises(ValueError, match=r"float\.tif .*floats.*save it with 8 or 16 bits"):
+        load_dataset(str(tmp_path), seed=0)
+
+
 @pytest.mark.parametrize(
     ("splits", "sizes"),
     [
