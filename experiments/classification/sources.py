@@ -2,7 +2,8 @@
 
 ============================  ==========================================================================
 ``digits``                    scikit-learn's 1,797 grey 8x8 images, resized to 16x16; a fifth is the test set
-``train-images-idx3-ubyte``   MNIST and its kin (IDX, also .gz), the ``t10k`` files are the test set
+``train-images-idx3-ubyte``   MNIST and its kin (IDX, also .gz), the ``t10k`` files are the test set; of EMNIST one
+                              split, ``emnist-balanced-train-...`` and ``emnist-balanced-test-...``
 ``data_batch_1.bin``          CIFAR-10, binary version; ``test_batch.bin`` is the test set
 ``data_batch_1``              CIFAR-10, python version
 ``train.bin``, ``test.bin``   CIFAR-100, binary version, fine labels
@@ -84,12 +85,20 @@ def _digits(seed: int, image_size: int) -> Dataset:
 
 def _mnist(root: Path, seed: int, image_size: int | None) -> Dataset:
     """Classes are 0 to the largest training label, so EMNIST's balanced split and FashionMNIST load too."""
-    train, test = (_idx_pair(root, part) for part in ("train", "t10k"))
+    train, test = (_idx_pair(root, part) for part in _idx_parts(root))
     height, width = train.pixels.shape[2:]
     if height != width and image_size is None:
         raise ValueError(f"The images in {root} are not square; name a side with --image-size.")
     names = tuple(str(label) for label in range(int(train.labels.max()) + 1))
     return make_dataset(root.name, names, train, None, test, seed, image_size or width, mirrors=False)
+
+
+def _idx_parts(root: Path) -> tuple[str, str]:
+    """How the names of the training and the test files begin."""
+    splits = sorted({path.name.partition("-train-")[0] for path in root.glob("emnist-*-train-*")})
+    if len(splits) > 1:
+        raise ValueError(f"{root} has {', '.join(splits)}; leave one of them in that folder.")
+    return (f"{splits[0]}-train", f"{splits[0]}-test") if splits else ("train", "t10k")
 
 
 def _idx_pair(root: Path, part: str) -> Images:

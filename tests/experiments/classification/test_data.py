@@ -62,6 +62,17 @@ def test_mnist_files_plain_and_gzipped(mnist):
     assert len(dataset.train) == 30 and len(dataset.validation) == 10 and not dataset.mirrors
 
 
+def test_emnists_names_have_the_split_in_front(mnist):
+    for path in sorted(mnist.iterdir()):
+        path.rename(mnist / f"emnist-balanced-{path.name.replace('t10k', 'test')}")
+    dataset = load_dataset(str(mnist), seed=0)
+    assert dataset.test.pixels[:, 0].numpy().tobytes() == random_pixels(20, 28, 28).tobytes()
+    assert dataset.test.labels.tolist() == LABELS[:20].tolist() and len(dataset.train) == 30
+    (mnist / "emnist-letters-train-images-idx3-ubyte").touch()
+    with pytest.raises(ValueError, match=r"emnist-balanced, emnist-letters.*leave one"):
+        load_dataset(str(mnist), seed=0)
+
+
 def test_idx_with_a_wrong_magic_number_is_refused(mnist):
     (mnist / "t10k-images-idx3-ubyte").write_bytes(b"\x00\x00\x0d\x03" + bytes(100))
     with pytest.raises(ValueError, match=r"t10k-images.*0x00000d03.*0x00000803"):
