@@ -43,6 +43,7 @@ from mnv4_rl.agent_parts import (
     describe_encoder,
     describe_policy_arguments,
     describe_space,
+    without_numpy,
 )
 from mnv4_rl.memory import available_bytes, check_fits, observation_bytes
 from mnv4_rl.policies import MNV4Defaults
@@ -185,7 +186,7 @@ def describe(model: BaseAlgorithm) -> Agent:
             f"agents with the policies {', '.join(known.values())} can be saved, got {model.policy_class.__name__}; "
             "use model.save()."
         )
-    kwargs = model.policy_kwargs
+    kwargs = without_numpy(model.policy_kwargs)
     if issubclass(model.policy_class, MNV4Defaults):
         kwargs = model.policy_class.full_kwargs(model.observation_space, kwargs)
     try:

@@ -110,7 +110,7 @@ class ImpalaCNN(ImageExtractor):
         channels_last: bool | None = None,
     ) -> None:
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
-        self.network = impala_network(*self.image_shape, features_dim, channels, self.pooled)
+        self.network = impala_network(*self.image_shape, self.features_dim, channels, self.pooled)
 
 
 class ImpoolaCNN(ImpalaCNN):

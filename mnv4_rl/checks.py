@@ -9,13 +9,13 @@ from numbers import Integral, Real
 
 
 def check_positive(**values: int) -> None:
-    """Refuse sizes that are not whole numbers of at least 1.
+    """Refuse sizes that are not whole numbers, Python's or NumPy's, of at least 1.
 
     Raises:
         ValueError: Naming the first offending argument, what it was and what is allowed.
     """
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, overload
 
 from mnv4_rl.models.network import Network, build, set_drop_path
@@ -79,7 +80,7 @@ def create_model(
             channels, or a file that does not fit.
         OSError, ImportError: If pretrained weights cannot be had; the message says what to do.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = (image_size, image_size) if isinstance(image_size, int | Integral) else image_size
     if out_indices is not None and not features_only:
         raise ValueError("out_indices chooses among maps: pass features_only=True too.")
     spec = get_spec(name)

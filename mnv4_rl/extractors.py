@@ -81,7 +81,7 @@ class ImageExtractor(BaseFeaturesExtractor):
     ) -> None:
         check_positive(features_dim=features_dim)
         layout = read_layout(observation_space, normalized_image, channels_last)
-        super().__init__(observation_space, features_dim)
+        super().__init__(observation_space, int(features_dim))  # which NumPy's may be
         self.layout = layout
         self.accepts_uint8 = layout.is_bytes
         # uint8 for a float space are pixels; for a space of integers they are those.
@@ -236,10 +236,10 @@ class MNV4Extractor(ImageExtractor):
         channels, height, width = self.image_shape
         row = _spec_of(variant)
         if isinstance(row, TimmSpec):
-            spec = encoder_spec(row, features_dim, grid, keep_batch_norm=bool(pretrained))
+            spec = encoder_spec(row, self.features_dim, grid, keep_batch_norm=bool(pretrained))
             self.network = TimmNetwork(spec, channels, (height, width))
         else:
-            own = encoder_spec(row, features_dim, grid, keep_batch_norm=bool(pretrained))
+            own = encoder_spec(row, self.features_dim, grid, keep_batch_norm=bool(pretrained))
             self.network = build(own, channels, 0, (height, width), frame_channels or self.layout.frame_channels)
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
         if self.weights is not None or isinstance(row, TimmSpec):
@@ -332,6 +332,7 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         **image_kwargs: Any,
     ) -> None:
         check_positive(cnn_output_dim=cnn_output_dim)
+        cnn_output_dim = int(cnn_output_dim)
         entries = check_dict_space(observation_space).spaces
         images = [key for key, space in entries.items() if is_image(space)]
         told = dict(zip(_TOLD_BY_KEY, (normalized_image, channels_last, frame_channels), strict=True))
@@ -409,7 +410,9 @@ def encoder_spec(spec: Spec, features_dim: int, grid: int | None = None, keep_ba
     statistics that describe nothing: the hybrids' features would not even depend on the image.
     """
     head = spec.head if isinstance(spec.head, GridHeadSpec) else GridHeadSpec()
-    head = replace(head, features_dim=features_dim, grid=head.grid if grid is None else grid)
+    grid = head.grid if grid is None else grid
+    check_positive(grid=grid)
+    head = replace(head, features_dim=features_dim, grid=int(grid))
     if head.norm != "none" and head.image_features < 2:
         raise ValueError(f"features_dim must be at least 2, got {features_dim}: a norm over one feature is blind.")
     return replace(spec if keep_batch_norm else spec.without_batch_norm(), head=head)

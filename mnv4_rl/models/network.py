@@ -295,8 +295,8 @@ def build(
     check_positive(frame_channels=frame)
     if in_channels % frame:
         raise ValueError(f"{in_channels} channels are no stack of frames of {frame}: frame_channels must divide them.")
-    head = build_head(spec, (height, width), num_classes)
-    return Network(spec, in_channels, frame, build_stages(spec), head)
+    head = build_head(spec, (int(height), int(width)), int(num_classes))  # NumPy's whole numbers cannot be scripted
+    return Network(spec, int(in_channels), int(frame), build_stages(spec), head)
 
 
 def check_classes(num_classes: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from mnv4_rl.models import specs
@@ -56,6 +57,8 @@ def _encode(value: Any) -> Any:
     if is_dataclass(value):
         items = {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
         return {"class": type(value).__name__, **items}
+    if isinstance(value, np.generic):
+        return value.item()
     return [_encode(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -56,6 +56,13 @@ def test_loaded_ppo_is_the_saved_one(ppo, env, tmp_path):
     assert loaded.lr_schedule(0.25) == ppo.lr_schedule(0.25) and loaded.clip_range(0.25) == ppo.clip_range(0.25)
 
 
+def test_an_agent_of_numpys_whole_numbers_is_saved(tmp_path):
+    encoder = dict(features_extractor_class=MNV4Extractor)
+    encoder |= dict(features_extractor_kwargs=dict(features_dim=np.int64(8), grid=np.int64(2)), net_arch=[np.int64(4)])
+    model = PPO("CnnPolicy", tiny_env(), n_steps=8, batch_size=8, policy_kwargs=encoder, device="cpu")
+    assert_same_agent(model, load_agent(save_agent(model, tmp_path / "agent"), device="cpu"))
+
+
 @pytest.mark.parametrize("algo", ["dqn", "qrdqn"])
 def test_loaded_q_learner_is_the_saved_one(algo, tmp_path):
     if algo == "qrdqn":

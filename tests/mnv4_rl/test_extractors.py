@@ -272,6 +272,18 @@ def test_wrong_arguments_are_refused(kwargs: dict[str, object], message: str) ->
         MNV4Extractor(uint8_box(3, 16, 16), **kwargs)
 
 
+def test_numpys_whole_numbers_are_as_good_as_pythons() -> None:
+    image = uint8_box(3, 16, 16)
+    for extractor in (
+        MNV4Extractor(image, np.int64(8), grid=np.int64(2), frame_channels=np.int32(3)),
+        MNV4CombinedExtractor(spaces.Dict(camera=image), np.uint8(8)),
+    ):
+        assert extractor.features_dim == 8 and type(extractor.features_dim) is int
+        th.jit.script(extractor)
+    with pytest.raises(ValueError, match=r"features_dim must be a whole number of at least 1, got np\.True_"):
+        MNV4Extractor(image, np.bool_(True))
+
+
 def test_a_batch_of_another_shape_is_refused() -> None:
     extractor = MNV4Extractor(uint8_box(3, 16, 16))
     with pytest.raises(ValueError, match=re.escape("expects images (N, 3, H, W), got shape (1, 4, 16, 16)")):

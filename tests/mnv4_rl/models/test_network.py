@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mnv4_rl import create_model
 from mnv4_rl.models.blocks import Pool
 from mnv4_rl.models.mobilenet_v4 import mobilenet_v4_spec
 from mnv4_rl.models.network import PooledHead, build, build_block
@@ -404,3 +406,11 @@ def test_a_row_nobody_builds_is_a_type_error():
 def test_an_image_of_absurdly_many_channels_is_refused_before_pictures_of_it_are_drawn():
     with pytest.raises(ValueError, match="in_channels"):
         build(get_spec("rl_s"), 65_536, 0, (16, 16))
+
+
+@pytest.mark.parametrize("size", [np.int64(40), (np.int64(40), 40)], ids=["side", "height and width"])
+def test_numpys_whole_numbers_make_the_same_network(size):
+    model = create_model("rl_s2", np.int64(4), np.int64(10), size, frame_channels=np.int64(1))
+    plain = create_model("rl_s2", 4, 10, 40, frame_channels=1)
+    assert [weight.shape for weight in model.parameters()] == [weight.shape for weight in plain.parameters()]
+    th.jit.script(model)

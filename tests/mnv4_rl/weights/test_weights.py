@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
@@ -90,6 +92,11 @@ def test_a_file_knows_its_architecture_and_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list_models())
 def test_specs_survive_json(name: str) -> None:
     assert spec_from_dict(json.loads(json.dumps(spec_to_dict(SPECS[name])))) == SPECS[name]
+
+
+def test_a_row_of_numpys_numbers_is_written_as_any_other():
+    row = replace(TINY, image_size=np.int64(32), head=replace(TINY.head, hidden_features=np.int32(8)))
+    assert spec_from_dict(json.loads(json.dumps(spec_to_dict(row)))) == row
 
 
 @pytest.mark.parametrize("name", ["rl_s", "rl_m", "mnv4_conv_s"])
