@@ -276,8 +276,9 @@ class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
     """
 
     algorithms = "SAC"
-    # PPO and its kin would miss a value network after the first rollout, TQC the quantiles of its critics.
-    not_of = ("OnPolicyAlgorithm", "TQC")
+    # PPO and its kin would miss a value network after the first rollout, TQC the quantiles of its critics, CrossQ
+    # critics whose BatchNorm it can set.
+    not_of = ("OnPolicyAlgorithm", "TQC", "CrossQ")
     default_net_arch = (256, 256)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelSACActor:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch as th
-from sb3_contrib import QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
@@ -215,11 +215,13 @@ def test_bf16_reaches_every_network(algorithm):
         (A2C, MNV4RecurrentPolicy, "MNV4Policy"),
         (TRPO, MNV4RecurrentPolicy, "MNV4Policy"),
         (TQC, MNV4SACPolicy, "not of TQC"),
+        (CrossQ, MNV4SACPolicy, "not of CrossQ"),
     ],
 )
 def test_policy_of_another_algorithm_is_named(algorithm, policy, right):
     with pytest.raises((TypeError, AttributeError), match=right) as caught:
-        algorithm(policy, SeekEnv(continuous=algorithm is TQC), device="cpu", **POLICIES.get(algorithm, (None, OFF))[1])
+        env = SeekEnv(continuous=algorithm in (TQC, CrossQ))
+        algorithm(policy, env, device="cpu", **POLICIES.get(algorithm, (None, OFF))[1])
     assert "\n" not in str(caught.value) and policy.algorithms in str(caught.value)
 
 
