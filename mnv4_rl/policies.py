@@ -73,14 +73,15 @@ class PixelModel(BaseModel):
             return self._extract(obs, features_extractor).float()
 
     def _extract(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
+        kept = getattr(features_extractor, "kept_shape", None)  # of mnv4_rl.frozen
+        if kept is not None and isinstance(obs, Tensor) and obs.dtype != th.uint8 and obs.shape[1:] == kept:
+            return cast("MNV4Extractor", features_extractor).network.head(obs)
         if not self.normalize_images:
             return super().extract_features(obs, features_extractor)
         if isinstance(obs, dict):
             return self._extract_dict(obs, features_extractor)
         if obs.dtype == th.uint8 and takes_uint8(features_extractor):
             return features_extractor(obs)
-        if getattr(features_extractor, "kept_shape", None) == obs.shape[1:]:  # of mnv4_rl.frozen
-            return cast("MNV4Extractor", features_extractor).network.head(obs)
         return super().extract_features(obs, features_extractor)
 
     def _extract_dict(self, obs: dict[str, Tensor], features_extractor: BaseFeaturesExtractor) -> Tensor:

@@ -48,8 +48,11 @@ class RecordingEnv(DummyVecEnv):
         return step
 
 
-def make_agent(path: Path, algorithm=PPO, **kwargs):
+def make_agent(path: Path, algorithm=PPO, undivided: bool = False, **kwargs):
     encoder = {"features_dim": 32, "features_extractor_kwargs": {"pretrained": path, "frozen": True}}
+    if undivided:  # the encoder gets floats in [0, 255]
+        encoder["normalize_images"] = False
+        encoder["features_extractor_kwargs"]["normalized_image"] = True
     kwargs |= {"n_epochs": 2, "batch_size": 12} if algorithm is PPO else {}
     env = RecordingEnv()
     return algorithm(MNV4Policy, env, n_steps=N_STEPS, policy_kwargs=encoder, seed=0, device="cpu", **kwargs)
@@ -72,8 +75,9 @@ def test_kept_features_give_the_logits_and_values_of_their_images(algorithm, wei
     )
 
 
-def test_an_agent_learns_as_it_does_from_images(weights: Path) -> None:
-    plain, kept = make_agent(weights), keep_features(make_agent(weights))
+@pytest.mark.parametrize("undivided", [False, True])
+def test_an_agent_learns_as_it_does_from_images(weights: Path, undivided: bool) -> None:
+    plain, kept = make_agent(weights, undivided=undivided), keep_features(make_agent(weights, undivided=undivided))
     for model in (plain, kept):
         model.set_random_seed(0)
         for inner in model.get_env().envs:
