@@ -98,8 +98,8 @@ def record_clip(model: BaseAlgorithm, env: NativeVecEnv, n_timesteps: int, seed:
         ``n_timesteps + 1`` screens, (height, width, 3) uint8.
     """
     screens: list[np.ndarray] = []
+    env.seed(seed)  # first: without a seed, show_screens draws one from the training's generator
     env.show_screens()
-    env.seed(seed)
     show = Show(env, [screens.append])
     with own_randomness(model, seed):
         observations: Any = show.reset()

@@ -92,6 +92,18 @@ def test_evaluations_stand_at_the_timesteps_asked_for_and_at_the_end(runs):
     assert steps == [64, 128, 192]  # the last rollout ends at a mark too, but is evaluated once
 
 
+@pytest.mark.parametrize("build", [partial(small_ppo, encoder="nature"), small_dqn], ids=["ppo", "dqn"])
+def test_evaluations_leave_the_training_as_it_would_be_without(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation_log, "CLIP_TIMESTEPS", 2)
+    trained = []
+    for every in (0, 64):
+        with RunFolder(tmp_path / str(every)) as run:
+            model = build(timer := EnvTimer(short_env()))
+            training.train(model, timer, run, training.Plan(128, 2, CheckpointPlan(0), every, quiet=True), short_env)
+        trained.append(model.policy.parameters())
+    assert all(th.equal(a, b) for a, b in zip(*trained, strict=True))
+
+
 def test_the_clip_of_play_is_a_gif_that_moves(runs):
     images = runs["small_ppo"].Images("eval/play")
     assert len(images) == 3 and (images[0].width, images[0].height) == (160, 210)
