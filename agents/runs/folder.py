@@ -53,6 +53,9 @@ _LOCK = "run.lock"
 _PACKAGES = ("torch", "stable-baselines3", "ale-py", "gymnasium", "numpy")
 _ROOT = Path(__file__).resolve().parents[2]
 KEPT_AGENT = "agent"  # folder of a published agent's weights
+# What the environments showed last, which SB3 asks anew of an agent without it: 38 kB an Atari game.
+_NOT_EXPORTED = ("_last_obs", "_last_original_obs", "_last_episode_starts")
+_MAX_EXPORTED_BYTES = 64_000_000  # zips that do hold it, of hundreds of games
 
 
 class UnsavedError(OSError):
@@ -177,7 +180,7 @@ class RunFolder:
         partial = self.model.with_name(self.model.name + PARTIAL)
         try:
             remove(partial)  # left by a killed process
-            write_synced(partial, lambda file: model.save(file))  # type: ignore[arg-type]
+            write_synced(partial, lambda file: model.save(file, _NOT_EXPORTED))  # type: ignore[arg-type]
             os.replace(partial, self.model)
         except BaseException as error:
             remove(partial)
@@ -224,7 +227,7 @@ def exported_timesteps(run: Path) -> int | None:
     path = run / "model.zip"
     try:
         with open_regular(path, below=run) as file, zipfile.ZipFile(file) as archive, archive.open("data") as data:
-            return parse_json(_Zipped, data.read(MAX_JSON_BYTES), path).num_timesteps
+            return parse_json(_Zipped, data.read(_MAX_EXPORTED_BYTES), path).num_timesteps
     except Exception:  # a broken archive sets off many kinds; whoever loads it is told which
         return None
 

@@ -60,7 +60,7 @@ def test_in_the_last_evaluation_the_model_is_there_and_resuming_plays_the_games(
 
 
 def test_while_the_model_is_saved_nothing_half_written_stays(tmp_path, capsys, monkeypatch):
-    def half(_model, file):
+    def half(_model, file, *_):
         file.write(b"half")
         raise KeyboardInterrupt
 

@@ -28,6 +28,7 @@ from mnv4_rl.safe_files import DamagedError
 from tests.agents.runs.test_resume import q_learner
 from tests.agents.runs.test_run import TINY
 from tests.mnv4_rl.test_payloads import seal
+from tests.tiny_env import dqn, tiny_env, tiny_ppo
 
 STEPS = 32
 TINY_DQN = DQNConfig(
@@ -357,6 +358,24 @@ def test_zip_that_says_nothing_has_no_timestep(tmp_path):
         assert exported_timesteps(tmp_path) is None
     (tmp_path / "model.zip").write_text("no zip")
     assert exported_timesteps(tmp_path) is None
+
+
+@pytest.mark.parametrize("make", [tiny_ppo, lambda: dqn("dqn")], ids=["ppo", "dqn"])
+def test_zip_of_many_games_says_its_timestep_and_goes_on_in_sb3(make, tmp_path):
+    model = make()
+    model.num_timesteps, model._last_obs = 12, np.random.default_rng(0).integers(0, 255, (160, 4, 84, 84), np.uint8)
+    with RunFolder(tmp_path / "run") as run:
+        run.save_model(model)
+    with zipfile.ZipFile(run.model) as archive:
+        assert archive.getinfo("data").file_size < 100_000 and exported_timesteps(run.path) == 12
+    loaded = type(model).load(run.model, env=tiny_env(), device="cpu")
+    assert loaded.learn(16, reset_num_timesteps=False).num_timesteps == 28
+
+
+def test_zip_that_holds_what_many_games_showed_says_its_timestep(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", json.dumps({"_last_obs": {":serialized:": "A" * 40_000_000}, "num_timesteps": 3}))
+    assert exported_timesteps(tmp_path) == 3
 
 
 # The lock
