@@ -134,6 +134,7 @@ class RefillReplay(BaseCallback):
     def __init__(self, timesteps: int) -> None:
         super().__init__()
         self._timesteps = timesteps
+        self._gradient_steps: int | None = None  # those held back
 
     def _on_training_start(self) -> None:
         model = self.model
@@ -144,6 +145,11 @@ class RefillReplay(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self._until:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Let the model update again; to be called whatever ends the training, as the setting is saved with it."""
+        if self._gradient_steps is not None:
             self.model.gradient_steps = self._gradient_steps  # type: ignore[attr-defined]
 
     def _on_step(self) -> bool:

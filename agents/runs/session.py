@@ -240,8 +240,9 @@ def _learn(
     if plan.eval_every:
         callbacks.append(PeriodicEvaluation(evaluation_env, plan.evaluation_games, plan.eval_every))
     callbacks.append(TimeSplit(timer, clock))
-    if needs_refill(model, resume):
-        callbacks.append(RefillReplay(model.learning_starts))  # type: ignore[attr-defined]
+    refill = RefillReplay(model.learning_starts) if needs_refill(model, resume) else None  # type: ignore[attr-defined]
+    if refill is not None:
+        callbacks.append(refill)
     try:
         with stop_on_signals(stop), unchecked_distributions():
             _learn_finite(model, plan.total_timesteps - model.num_timesteps, CallbackList(callbacks))
@@ -255,6 +256,8 @@ def _learn(
     finally:
         if bar is not None:
             bar.close()
+        if refill is not None:
+            refill.give_back()
     return not checkpoints.gave_up_rollout
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,23 @@ def test_resumed_dqn_updates_at_once_with_its_replay_and_refills_it_without(with
     assert second._n_updates == pytest.approx(first._n_updates + (128 - 64 - refill) // 4, abs=1)
     assert second.gradient_steps == first.gradient_steps
     assert second.exploration_rate == second.exploration_schedule(0.0)
+
+
+@pytest.mark.parametrize("end", ["finished", "interrupted"])
+def test_a_run_that_ends_while_its_replay_is_refilled_is_saved_as_it_was_built(end, tmp_path, monkeypatch):
+    first, _ = session(tmp_path / "run", total=64, model=q_learner(), checkpoints=CheckpointPlan(0))
+
+    class Interrupt(BaseCallback):
+        def _on_step(self):
+            if end == "interrupted" and self.num_timesteps > 72:
+                raise KeyboardInterrupt
+            return True
+
+    monkeypatch.setattr(training, "GameScores", Interrupt)
+    second, _ = session(tmp_path / "run", True, total=80, model=q_learner(), checkpoints=CheckpointPlan(0))
+    assert second._n_updates == first._n_updates
+    with zipfile.ZipFile(tmp_path / "run" / "model.zip") as archive:
+        assert json.loads(archive.read("data"))["gradient_steps"] == first.gradient_steps > 0
 
 
 # Logs
