@@ -21,7 +21,7 @@ from agents.runs.folder import RunFolder, evaluated_timesteps, exported_timestep
 from agents.runs.guards import memory_errors
 from agents.runs.resuming import check_changes, recorded_config
 from agents.runs.saving import CheckpointPlan, OnCheckpoint
-from agents.runs.session import Outcome, Plan, Resume, find_resume, go_on, rewind, train
+from agents.runs.session import Outcome, Plan, Resume, find_resume, go_on, rewind, train, warn_of_refill
 from mnv4_rl.performance import Tuning, compile_encoders, set_precision, tune
 from mnv4_rl.safe_files import make_folder
 
@@ -117,6 +117,7 @@ def open_run(config: RunConfig, *, quiet: bool = False) -> OpenRun:
         model = _model(config, timer)
         if resume is not None:
             go_on(model, resume, config.total_timesteps)
+            warn_of_refill(model, resume, config.total_timesteps)
             rewind(folder, resume)  # the first change: all that could be refused has been read
         folder.describe(_settings(config, tuning), command_line(config, recorded))
         return OpenRun(config, folder, model, timer, resume, tuning, quiet, opened.pop_all())

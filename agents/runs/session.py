@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -281,3 +282,16 @@ def needs_refill(model: BaseAlgorithm, resume: Resume | None) -> bool:
     if not isinstance(model, OffPolicyAlgorithm) or resume is None or resume.checkpoint is None:
         return False
     return not (resume.checkpoint / REPLAY).is_file()
+
+
+def warn_of_refill(model: BaseAlgorithm, resume: Resume, total_timesteps: int) -> None:
+    """Say so where what is left of a resumed run only fills its replay buffer anew, and no update comes of it."""
+    left = total_timesteps - model.num_timesteps
+    if left > 0 and needs_refill(model, resume) and left <= (starts := model.learning_starts):  # type: ignore[attr-defined]
+        warnings.warn(
+            f"The agent will not change any more: the replay was not saved, a new one takes {starts:,} timesteps of "
+            f"play before learning goes on, and {left:,} are left. Resume with --total-timesteps above "
+            f"{model.num_timesteps + starts:,}; in the next run --checkpoint-replay keeps the replay.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -126,9 +126,12 @@ def heading(run: OpenRun) -> str:
 
 def refill_note(run: OpenRun) -> str:
     """What a resumed run does first if its replay buffer is gone."""
-    if not needs_refill(run.model, run.resume):
+    left = run.config.total_timesteps - run.model.num_timesteps
+    if left <= 0 or not needs_refill(run.model, run.resume):
         return ""
     timesteps: int = run.model.learning_starts  # type: ignore[attr-defined]
+    if left <= timesteps:
+        return f"; the replay was not saved: the {left:,} timesteps that are left only fill a new one"
     return f"; the replay was not saved: {timesteps:,} timesteps of play fill a new one before learning goes on"
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from agents.runs.lock import FolderInUseError, LostFolderError, RunLock
 from agents.runs.resuming import recorded_config
 from agents.runs.session import keep_exploring
 from experiments import atari_dqn, atari_ppo
+from experiments.cli.atari import heading
 from mnv4_rl import sealed_folders
 from mnv4_rl.safe_files import DamagedError
 from tests.agents.runs.test_resume import q_learner
@@ -358,6 +360,18 @@ def test_zip_that_says_nothing_has_no_timestep(tmp_path):
         assert exported_timesteps(tmp_path) is None
     (tmp_path / "model.zip").write_text("no zip")
     assert exported_timesteps(tmp_path) is None
+
+
+def test_resume_whose_rest_only_fills_the_replay_says_so(tmp_path, recwarn):
+    folder = tmp_path / "run"
+    train_run(replace(TINY_DQN, encoder="nature", checkpoint_replay=False, run_dir=folder), quiet=True)
+    for total, says in ((STEPS + 8, "8 timesteps that are left only fill a new one"), (STEPS + 16, "before learning")):
+        recwarn.clear()
+        with closing(open_run(replace(recorded_config(DQNConfig, folder), total_timesteps=total), quiet=True)) as run:
+            assert says in heading(run)
+        warned = [str(each.message) for each in recwarn if "will not change any more" in str(each.message)]
+        assert len(warned) == (total == STEPS + 8)
+        assert all("--total-timesteps above 40" in message for message in warned)
 
 
 @pytest.mark.parametrize("make", [tiny_ppo, lambda: dqn("dqn")], ids=["ppo", "dqn"])
