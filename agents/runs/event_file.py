@@ -41,9 +41,13 @@ class EventFile(KVWriter):
         earlier = event_files(folder)
         second = max([int(time.time()), *(begun(path) + 1 for path in earlier)])
         self._path = folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"
-        last = max((event.wall_time for path in earlier[-1:] for event, _ in _read(path)), default=0.0)
+        last, self._step, self._tags = 0.0, -1, set[str]()
+        for event in (event for path in earlier for event, _ in _read(path)):
+            last = max(last, event.wall_time)
+            if event.HasField("summary"):
+                self._new(event.summary, event.step)
         self._wall_start = max(time.time(), last) - time.monotonic()
-        self._step, self._tags = -1, set[str]()
+        self._start = self._step + 1  # after all that is there: a session may only add to the last one's timestep
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Add the numbers that SB3 logs at a timestep."""
@@ -57,34 +61,37 @@ class EventFile(KVWriter):
             values: Curve -> value.
             step: Agent timesteps, never fewer than before.
         """
-        if step != self._step:
-            self._step, self._tags = step, set()
-        new = {name: float(value) for name, value in values.items() if name not in self._tags}
-        self._tags.update(new)
-        self.add_summary(
-            Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in new.items()]), step
-        )
+        points = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
+        self.add_summary(Summary(value=points), step)
 
     def add_summary(self, summary: Summary, step: int) -> None:
-        """Add anything else that TensorBoard shows.
+        """Add anything that TensorBoard shows; what stands at the timestep already stays as it is.
 
         Args:
             summary: What to show.
             step: Agent timesteps, never fewer than before.
         """
         wall_time = self._wall_start + time.monotonic()
-        events = [Event(wall_time=wall_time, step=step, summary=summary)]
+        events = [Event(wall_time=wall_time, step=step, summary=self._new(summary, step))]
         if not self._path.exists():
-            start = SessionLog(status=SessionLog.START)
+            start = SessionLog(status=SessionLog.START)  # a server that is running drops what it has from there on
             events = [
                 Event(wall_time=wall_time, file_version="brain.Event:2"),
-                Event(wall_time=wall_time, step=step, session_log=start),  # a server that is running drops later points
+                Event(wall_time=wall_time, step=self._start, session_log=start),
                 *events,
             ]
         try:
             append_file(self._path, _as_records(events), below=self._path.parent)
         except (OSError, DamagedError) as error:
             warnings.warn(f"TensorBoard's file {self._path} lost points: {error}", RuntimeWarning, stacklevel=3)
+
+    def _new(self, summary: Summary, step: int) -> Summary:
+        """The part of a summary that its timestep does not have yet; from now on it has it."""
+        if step != self._step:
+            self._step, self._tags = step, set()
+        new = [value for value in summary.value if value.tag not in self._tags]
+        self._tags.update(value.tag for value in new)
+        return Summary(value=new)
 
     def close(self) -> None:
         """Nothing is open between points."""
@@ -115,7 +122,7 @@ def bytes_until(path: Path, timesteps: int) -> int:
     """
     size = 0
     for event, end in _read(path):
-        if event.step > timesteps:
+        if event.step > timesteps and not event.HasField("session_log"):  # which is ahead of its session's points
             break
         size = end
     return size

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stable_baselines3.common.monitor import load_results
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from agents.runs.event_file import EventFile, bytes_until, event_files
 from agents.runs.folder import RunFolder
@@ -72,12 +74,23 @@ def dumped_twice(folder):
         logger.close()
 
 
+def evaluated_again(folder):
+    """A session that only plays games: at the last timestep, which has been trained and partly evaluated."""
+    add(folder, range(1, 4))
+    for value in (0.5, 0.75):
+        go_on(folder, 3)
+        EventFile(folder).add({"score": 9.0, "eval": value, f"eval_{value}": value}, 3)
+    go_on(folder, 3)
+    add(folder, [4], 0.5)
+
+
 SHOWN = {
     killed_three_times: [1, 2, 3, 4, 5.2, 6.2, 7.3, 8.3],
     clock_set_back: [0, 1, 2, 10, 11, 12, 20, 21, 22],
     killed_in_a_write: [1, 2, 3.5, 4.5],
     started_over: [1.5, 2.5],
     dumped_twice: [1],
+    evaluated_again: [1, 2, 3, 4.5],
 }
 
 
@@ -98,6 +111,20 @@ def test_tensorboard_shows_every_point_once_and_in_order(server, run):
     for axis in ("step", "wall_time"):
         values = [getattr(point, axis) for point in points]
         assert values == sorted(values)
+
+
+def test_a_session_that_only_evaluates_adds_what_is_missing(tmp_path):
+    evaluated_again(tmp_path)
+    shown = EventAccumulator(str(tmp_path)).Reload()
+    points = {tag: [(point.step, point.value) for point in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    once = {"eval": [(3, 0.5)], "eval_0.5": [(3, 0.5)], "eval_0.75": [(3, 0.75)]}
+    assert points == {"score": [(1, 1), (2, 2), (3, 3), (4, 4.5)], **once}
+    written = [value.tag for path in event_files(tmp_path) for event in read(path) for value in event.summary.value]
+    assert sorted(written) == sorted([*once, *["score"] * 4])
+
+
+def read(path):
+    return LegacyEventFileLoader(str(path)).Load()
 
 
 COMMON = ["--game", "breakout", "--n-envs", "2", "--encoder", "nature", "--device", "cpu", "--threads", "1"]
