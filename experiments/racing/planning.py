@@ -11,9 +11,9 @@ from typing import Any
 
 from agents.encoders import policy_kwargs
 from agents.ppo import PRESETS, PPOHyperparameters, check_rollout
-from agents.runs.checkpoints import newest_checkpoint
+from agents.runs.checkpoints import newest_checkpoint, timesteps_of
 from agents.runs.config import N_ENVS, SEED, TIMESTEPS, PPOConfig, ProcgenPPOConfig, check_device
-from agents.runs.folder import read_config
+from agents.runs.folder import exported_timesteps, read_config
 from agents.runs.resuming import recorded_config
 from experiments.cli.results import RESULTS, ROOT, check_cells, check_file_name
 from experiments.engines.config import EngineConfig
@@ -127,7 +127,8 @@ class Run:
         if self.timesteps() < total:
             return False
         checkpoint = newest_checkpoint(self.folder)
-        return (self.folder / "model.zip").is_file() or (checkpoint is not None and int(checkpoint.name) >= total)
+        saved = exported_timesteps(self.folder), None if checkpoint is None else timesteps_of(checkpoint)
+        return any(timesteps is not None and timesteps >= total for timesteps in saved)
 
 
 def family_defaults(config: Any) -> Any:

@@ -1,11 +1,13 @@
 """A race of stand-in runs, which write the files of a run at once, and one of real ones."""
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import yaml
 
 from agents.ppo import PRESETS
 from agents.runs.config import PPOConfig
+from agents.runs.folder import exported_timesteps
 from experiments import race, report
 from experiments.cli.command import parse
 from experiments.racing import planning, processes, running
@@ -23,12 +26,15 @@ from tests.needs import needs_envpool
 ROOT = Path(__file__).resolve().parents[3]
 # Plays the part of experiments/atari_ppo.py: same flags, same files, a curve that depends on encoder and seed.
 STAND_IN = """
-import json, pathlib, sys, time
+import json, pathlib, sys, time, zipfile
+def save(timesteps):
+    with zipfile.ZipFile(folder / "model.zip", "w") as archive:
+        archive.writestr("data", json.dumps({"num_timesteps": timesteps}))
 words = sys.argv[1:]
 flags = dict(zip((w[2:].replace("-", "_") for w in words[::2]), words[1::2]))
 if "resume" in flags:
     folder = pathlib.Path(flags["resume"])
-    (folder / "model.zip").write_text("weights of a resumed run")
+    save(json.loads((folder / "config.yml").read_text())["total_timesteps"] + 1)
     sys.exit()
 folder, total = pathlib.Path(flags.pop("run_dir")), int(flags["total_timesteps"])
 folder.mkdir()
@@ -48,7 +54,7 @@ lines += [f"{i},{2 * i},{3 * i},{good * i}" for i in steps]
 (folder / "progress.csv").write_text("\\n".join(lines) + "\\n")
 if MODE == "hang":
     time.sleep(600)
-(folder / "model.zip").write_text("weights")
+save(total)
 """
 
 
@@ -172,7 +178,7 @@ def test_finished_runs_are_kept_and_broken_ones_go_on_in_their_folder(tmp_path, 
     race.main(flags(tmp_path, "--seeds", "0", "1"))
     after = started(tmp_path)
     assert after["pong__nature__s0"] == before["pong__nature__s0"]
-    assert (broken / "model.zip").read_text() == "weights of a resumed run" and (broken / "notes.txt").exists()
+    assert exported_timesteps(broken) == 51 and (broken / "notes.txt").exists()
     assert len(read_races([tmp_path / "results" / "race_r.csv"])) == len(after) == 4
 
 
@@ -189,11 +195,20 @@ def test_a_last_checkpoint_is_as_good_as_a_saved_model(tmp_path, monkeypatch):
 def test_a_saved_model_alone_does_not_make_a_run_finished(tmp_path, stand_in):
     run = planning.plan(planning.RaceConfig(name="r", total_timesteps=50, race_dir=tmp_path))[0]
     run.folder.mkdir(parents=True)
-    (run.folder / "model.zip").touch()
+    saved(run.folder, 50)
     (run.folder / "progress.csv").write_text("time/total_timesteps\n49\n5")
     assert run.timesteps() == 49 and not run.finished()
     (run.folder / "progress.csv").write_text("time/total_timesteps\n50\n")
     assert run.finished()
+    saved(run.folder, 49)  # of an earlier stop: what was trained afterwards is nowhere but in the log
+    assert not run.finished()
+    (run.folder / "model.zip").write_text("no zip")
+    assert not run.finished()
+
+
+def saved(folder, timesteps):
+    with zipfile.ZipFile(folder / "model.zip", "w") as archive:
+        archive.writestr("data", json.dumps({"num_timesteps": timesteps}))
 
 
 def test_one_failure_stops_no_other_run(tmp_path, stand_in, capsys):
