@@ -7,7 +7,7 @@ allocator's settings. They train side by side, but only a run with a process of 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -107,7 +107,10 @@ def open_run(config: RunConfig, *, quiet: bool = False) -> OpenRun:
     if recorded is not None:
         check_changes(recorded, config)
     with ExitStack() as opened, memory_errors():
-        path = config.resume or config.run_dir or new_folder(config)
+        path = config.resume or config.run_dir
+        if path is None:
+            path = new_folder(config)
+            opened.callback(_remove_empty, path)  # what is refused leaves nothing
         folder = opened.enter_context(RunFolder(path, resume=recorded is not None, quiet=quiet))
         tuning = tune(config.threads)
         resume = None if recorded is None else find_resume(folder)
@@ -139,6 +142,11 @@ def new_folder(config: RunConfig) -> Path:
         except FileExistsError:  # of a run that began in the same second
             continue
     raise AssertionError  # count has no end
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # of a folder that holds something
+        folder.rmdir()
 
 
 def check_unfinished(config: RunConfig, resume: Resume, run: RunFolder) -> None:

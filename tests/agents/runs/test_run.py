@@ -82,6 +82,13 @@ def test_default_folders_never_collide(monkeypatch):
     assert len(set(made)) == 8 and all(folder.is_dir() for folder in made)
 
 
+def test_a_run_that_is_refused_leaves_no_folder():
+    too_large = DQNHyperparameters(buffer_size=10**12, learning_starts=8)
+    with pytest.raises(ValueError, match="would fit"):
+        train_run(DQNConfig(n_envs=2, total_timesteps=32, device="cpu", dqn=too_large), quiet=True)
+    assert not list(runs.RUNS.iterdir())
+
+
 def test_checkpoints_are_told_and_may_end_the_run():
     told = []
 
