@@ -43,7 +43,8 @@ def write_replay(buffer: Any, file: BinaryIO) -> None:
 def read_replay(buffer: Any, path: Path) -> None:
     """Fill a buffer of the same size and observations with what a file holds.
 
-    The newest transition is marked as cut off by time, as the next one comes from a freshly reset environment.
+    The newest transition is marked as cut off by time, as the next one comes from a freshly reset environment, unless
+    a game ended with it.
 
     Raises:
         TypeError: For another kind of buffer.
@@ -63,7 +64,9 @@ def read_replay(buffer: Any, path: Path) -> None:
     buffer.observations._ids[:used], buffer.next_observations._ids[:used] = arrays["ids"], arrays["next_ids"]
     buffer.pos, buffer.full = int(arrays["pos"]), bool(arrays["full"])
     if used:
-        buffer.dones[buffer.pos - 1] = buffer.timeouts[buffer.pos - 1] = 1.0
+        newest = buffer.pos - 1
+        buffer.timeouts[newest] = np.maximum(buffer.timeouts[newest], 1 - buffer.dones[newest])  # a real end stays one
+        buffer.dones[newest] = 1.0
 
 
 def _expected(buffer: Any) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:

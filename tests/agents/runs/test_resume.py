@@ -25,9 +25,11 @@ from agents.runs.folder import RunFolder
 from agents.runs.guards import FiniteGuard, NonFiniteError, check_losses
 from agents.runs.lock import FolderInUseError, RunLock
 from agents.runs.logs import ITERATIONS, STEP, ProgressCsv, read_rows, rewind_logs
+from agents.runs.replay_file import read_replay, write_replay
 from agents.runs.saving import CheckpointPlan
 from agents.runs.session import Plan, find_resume, go_on, rewind, train
 from experiments import atari_ppo
+from mnv4_rl.replay import AtariReplayBuffer
 from tests.tiny_env import tiny_env, tiny_ppo
 
 TOTAL = 96  # six rollouts of two environments
@@ -307,6 +309,23 @@ def test_a_run_that_ends_while_its_replay_is_refilled_is_saved_as_it_was_built(e
     assert second._n_updates == first._n_updates
     with zipfile.ZipFile(tmp_path / "run" / "model.zip") as archive:
         assert json.loads(archive.read("data"))["gradient_steps"] == first.gradient_steps > 0
+
+
+def test_a_replay_comes_back_with_the_real_ends_of_its_newest_transitions(tmp_path):
+    """Of four games the first ends, the second is cut off by time, the others go on."""
+    saved, restored = (AtariReplayBuffer(8, *spaces_of(tiny_env()), n_envs=4, device="cpu") for _ in range(2))
+    dones, cut = np.array([1, 1, 0, 0], bool), [{"TimeLimit.truncated": index == 1} for index in range(4)]
+    images = np.zeros((4, 4, 36, 36), np.uint8)
+    saved.add(images, images, np.zeros(4, int), np.zeros(4), dones, cut)
+    with (tmp_path / "replay.npz").open("wb") as file:
+        write_replay(saved, file)
+    read_replay(restored, tmp_path / "replay.npz")
+    assert restored.dones[0].tolist() == [1, 1, 1, 1]
+    assert restored.timeouts[0].tolist() == [0, 1, 1, 1]
+
+
+def spaces_of(env):
+    return env.observation_space, env.action_space
 
 
 # Logs
