@@ -189,7 +189,7 @@ def write_agent(run: FinishedRun, evaluation: Evaluation, clip: Sequence[np.ndar
     settings = {key: value for key, value in run.settings.items() if key != "run_dir"}
     files = {
         "config.yml": yaml.safe_dump(settings, sort_keys=False).encode(),
-        "evaluation.json": (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode(),
+        "evaluation.json": (json.dumps(evaluation.to_dict(), indent=1, allow_nan=False) + "\n").encode(),
         "play.gif": gif(clip, FRAME_SKIP, height=SMALL, max_bytes=CLIP_BYTES),
         "play.mp4": mp4(clip),
         "README.md": card(run, evaluation, folder).encode(),

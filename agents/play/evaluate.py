@@ -51,8 +51,9 @@ class Evaluation:
         return cls(tuple(scores), mean, mean - half, mean + half)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a file."""
-        return {**asdict(self), "games": len(self.scores)}
+        """Plain data for a file; JSON has no nan, so that a single game's interval is None."""
+        interval = {} if len(self.scores) > 1 else {"low": None, "high": None}
+        return {**asdict(self), **interval, "games": len(self.scores)}
 
     def __str__(self) -> str:
         if len(self.scores) == 1:

@@ -190,7 +190,8 @@ class RunFolder:
 
     def write_evaluation(self, evaluation: dict[str, Any], timesteps: int) -> None:
         """Write whole games of the model at a timestep as JSON."""
-        write_file(self.evaluation, (json.dumps({"timesteps": timesteps, **evaluation}, indent=1) + "\n").encode())
+        content = json.dumps({"timesteps": timesteps, **evaluation}, indent=1, allow_nan=False)
+        write_file(self.evaluation, f"{content}\n".encode())
 
 
 def _is_empty_folder(path: Path) -> bool:

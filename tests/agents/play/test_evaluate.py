@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -72,6 +73,8 @@ def test_mean_and_interval_are_student_t():
 def test_one_game_has_no_interval_and_none_is_an_error():
     single = Evaluation.of([5.0])
     assert single.mean == 5 and math.isnan(single.low) and math.isnan(single.high)
+    said = json.loads(json.dumps(single.to_dict(), allow_nan=False))
+    assert said == {"scores": [5.0], "mean": 5.0, "low": None, "high": None, "games": 1}
     assert str(single) == "5.0 in a single game"
     with pytest.raises(ValueError, match="at least one whole game"):
         Evaluation.of([])
