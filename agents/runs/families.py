@@ -81,7 +81,7 @@ def _atari_play_env(model: Player, games: Games) -> VecEnv:
 
 def _atari_evaluation_env(config: Any) -> AtariVecEnv:
     n_envs = min(config.evaluation_games, MAX_EVALUATION_ENVS)
-    return make_atari_env(config.game, n_envs, config.seed + EVALUATION_SEED)
+    return make_atari_env(config.game, n_envs, config.seed + EVALUATION_SEED, num_threads=config.threads or 0)
 
 
 def _procgen_game(name: str) -> str:

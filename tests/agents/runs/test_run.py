@@ -158,6 +158,14 @@ def test_another_family_of_games_is_a_row(monkeypatch):
     assert outcome.folder.name.startswith("coins_pong__ppo__rl_s__s0__")
 
 
+@pytest.mark.parametrize("make", ["make_env", "make_evaluation_env"])
+def test_threads_are_those_of_training_and_of_evaluations(make, monkeypatch):
+    monkeypatch.setattr(families, "make_atari_env", lambda *_, num_threads=0, **__: num_threads)
+    config = replace(TINY, threads=3)
+    arguments = (config, runs.Path("monitor.csv")) if make == "make_env" else (config,)
+    assert getattr(config.games, make)(*arguments) == 3
+
+
 # Command lines
 
 
