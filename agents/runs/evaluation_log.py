@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,8 @@ def evaluate_and_log(
 ) -> Evaluation:
     """Play whole games, and write scores and a GIF of play at the model's timestep.
 
+    DQN takes the share of random actions that it is trained to end with.
+
     Args:
         model: A model with a logger.
         make_env: Makes the environment; it is closed afterwards.
@@ -62,8 +65,9 @@ def evaluate_and_log(
     """
     env = make_env()
     try:
-        evaluation = evaluate(model, env, n_games)
-        clip = record_clip(model, env, CLIP_TIMESTEPS)
+        with _final_exploration(model):
+            evaluation = evaluate(model, env, n_games)
+            clip = record_clip(model, env, CLIP_TIMESTEPS)
     finally:
         env.close()
     moving = gif(clip, env.frame_skip, height=SMALL, max_bytes=CLIP_BYTES)
@@ -72,6 +76,19 @@ def evaluate_and_log(
         file.add(scalars, model.num_timesteps)
         file.add_summary(_as_image(f"{tag}/play", moving), model.num_timesteps)
     return evaluation
+
+
+@contextmanager
+def _final_exploration(model: Any) -> Iterator[None]:
+    """Let DQN take the share of random actions inside that it is trained to end with, as watching a run does."""
+    if not hasattr(model, "exploration_final_eps"):
+        yield
+        return
+    now, model.exploration_rate = model.exploration_rate, model.exploration_final_eps
+    try:
+        yield
+    finally:
+        model.exploration_rate = now
 
 
 def evaluation_scalars(evaluation: Evaluation, env: NativeVecEnv) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.dqn import DQNHyperparameters, build_dqn
@@ -137,6 +138,19 @@ def test_a_resumed_run_evaluates_at_the_same_marks(tmp_path, monkeypatch):
     for part in range(2):  # rollouts of 64 timesteps
         model.learn(160, callback=PeriodicEvaluation(short_env, 1, 100), reset_num_timesteps=part == 0)
     assert marks == [128, 256, 320]  # rollouts that end at 192 and 384 are the last of their sessions
+
+
+def test_evaluations_of_dqn_take_its_final_share_of_random_actions(monkeypatch):
+    model, seen = small_dqn(short_env()), []
+    model.set_logger(Logger(None, []))
+    monkeypatch.setattr(evaluation_log, "CLIP_TIMESTEPS", 2)
+    predict = model.predict
+    monkeypatch.setattr(
+        model, "predict", lambda *args, **kw: seen.append(model.exploration_rate) or predict(*args, **kw)
+    )
+    model.exploration_rate = 0.7
+    evaluation_log.evaluate_and_log(model, short_env, 1)
+    assert set(seen) == {model.exploration_final_eps} and model.exploration_rate == 0.7
 
 
 def test_the_time_splits_hooks_leave_with_the_training(tmp_path):
