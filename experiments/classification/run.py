@@ -117,7 +117,7 @@ class ClassificationRun:
     def save_best(self) -> None:
         """Write the evaluated weights and what one needs to use them."""
         trainer, dataset = self.trainer, self.trainer.dataset
-        mean, deviation = (moment.flatten().tolist() for moment in (trainer.mean, trainer.deviation))
+        mean, deviation = (tuple(moment.flatten().tolist()) for moment in (trainer.mean, trainer.deviation))
         about = {
             "model": trainer.config.model,
             "in_channels": dataset.in_channels,

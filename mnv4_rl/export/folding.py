@@ -147,6 +147,7 @@ def fold_extractor(extractor: BaseFeaturesExtractor, normalize_images: bool) -> 
     _check_known(extractor)
     if isinstance(extractor, MNV4CombinedExtractor | CombinedExtractor):
         return _fold_combined(extractor, normalize_images)
+    assert isinstance(extractor, ImageExtractor | NatureCNN)  # what else is known
     layers, part = _fold_image(extractor)
     first = next(module for module in layers.modules() if isinstance(module, nn.Conv2d))
     first.weight.mul_(_scale(extractor, normalize_images))  # zero padding commutes with it
