@@ -408,6 +408,9 @@ def encoder_spec(spec: Spec, features_dim: int, grid: int | None = None, keep_ba
 
     BatchNorm is swapped for a norm without modes, unless its trained statistics are wanted. Untrained, it would act on
     statistics that describe nothing: the hybrids' features would not even depend on the image.
+
+    Raises:
+        ValueError: For fewer than 2 features of the image behind a norm, which would be the same for every image.
     """
     head = spec.head if isinstance(spec.head, GridHeadSpec) else GridHeadSpec()
     grid = head.grid if grid is None else grid

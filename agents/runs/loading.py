@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,16 +87,12 @@ def load_run(run_dir: Path, device: str = "auto") -> TrainedRun:
 
 def _newest_agent(run_dir: Path, config: dict[str, Any], games: Games, device: str) -> BaseAlgorithm:
     final, checkpoint = run_dir / "model.zip", newest_checkpoint(run_dir)
-    exported = exported_timesteps(run_dir)  # None for a zip that cannot be read
-    newest = checkpoint is None or (exported is not None and exported >= timesteps_of(checkpoint))
-    if final.exists() and newest:  # where it is broken, loading says how
+    exported = exported_timesteps(run_dir)  # None for a zip that is broken: loading says how
+    if final.exists() and (checkpoint is None or exported is None or exported >= timesteps_of(checkpoint)):
         model = _build(config, games, device)
         load_zip_weights(model, final)
         return model
     if checkpoint is not None:
-        if final.exists() and exported is None:
-            message = f"{final} cannot be read: the agent of {checkpoint} takes its place."
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
         return load_agent(checkpoint, device=device)
     if (run_dir / KEPT_AGENT).is_dir():
         return load_agent(run_dir / KEPT_AGENT, device=device)

@@ -72,7 +72,7 @@ class Largest(nn.Module):
         return th.stack([part.argmax(1) for part in scores.split(self.sizes, 1)], 1)
 
     def explain(self, scores: Tensor, actions: Tensor, slack: float) -> Tensor:
-        """Whether actions have the largest scores, to ``slack``: (N,) bool."""
+        """Whether actions (N, ...) have the largest of the scores (N, n), to ``slack``: (N,) bool."""
         columns = actions.reshape(len(scores), -1).long().split(1, 1)
         parts = zip(scores.split(self.sizes, 1), columns, strict=True)
         lost = [part.amax(1) - part.gather(1, action)[:, 0] for part, action in parts]
@@ -87,7 +87,7 @@ class Positive(nn.Module):
         return (scores > 0).long()
 
     def explain(self, scores: Tensor, actions: Tensor, slack: float) -> Tensor:
-        """Whether buttons are pressed by the scores' signs, where those are not 0 to ``slack``: (N,) bool."""
+        """Whether buttons (N, n) are pressed by the signs of scores that are not 0 to ``slack``: (N,) bool."""
         return ((self(scores) == actions) | (scores.abs() <= slack)).all(1)
 
 
@@ -120,7 +120,7 @@ class Bounded(nn.Module):
         return actions if len(self.shape) == 1 else actions.reshape(-1, *self.shape)
 
     def explain(self, scores: Tensor, actions: Tensor, slack: float) -> Tensor:
-        """Whether scores within ``slack`` of these give the actions: (N,) bool."""
+        """Whether scores within ``slack`` of these, (N, n), give the actions (N, ...): (N,) bool."""
         least, most = (self(scores + shift).reshape(len(scores), -1) for shift in (-slack, slack))
         given = actions.reshape(len(scores), -1)
         rounding = 1e-5 * (1 + given.abs())

@@ -350,14 +350,15 @@ def test_replay_comes_back_with_the_checkpoint(tmp_path):
         np.testing.assert_array_equal(*(getattr(buffer, name)[:16] for buffer in buffers))
     np.testing.assert_array_equal(*(buffer.observations[:16] for buffer in buffers))
     np.testing.assert_array_equal(*(buffer.next_observations[:16] for buffer in buffers))
-    assert restored_ends_with_a_cut(other.replay_buffer)
+    assert restored_ends_with_a_cut(*buffers)
     other.learn(32)  # goes on storing where the saved one stopped
     assert other.replay_buffer.pos == 32 or other.replay_buffer.full
 
 
-def restored_ends_with_a_cut(buffer):
-    """No n-step return may run from the last saved transition into a freshly reset game."""
-    return buffer.dones[buffer.pos - 1].all() and buffer.timeouts[buffer.pos - 1].all()
+def restored_ends_with_a_cut(saved, buffer):
+    """No n-step return may run from the last saved transition into a freshly reset game; a real end is no cut."""
+    newest = buffer.pos - 1
+    return buffer.dones[newest].all() and (buffer.timeouts[newest] == 1 - saved.dones[newest]).all()
 
 
 def test_checkpoint_of_another_encoder_is_refused(run):

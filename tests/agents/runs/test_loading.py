@@ -56,17 +56,6 @@ def test_a_run_without_a_final_agent_plays_from_its_newest_checkpoint(tmp_path):
     assert run.model.exploration_rate == 0.01
 
 
-def test_a_zip_that_cannot_be_read_stands_in_no_checkpoints_way(tmp_path):
-    write_config(tmp_path, algo="dqn", game="pong", encoder="nature")
-    model = build_dqn(make_atari_env("pong", 1), "nature", hyperparameters=DQNHyperparameters(buffer_size=64))
-    write_checkpoint(model, tmp_path, {"counters": {"num_timesteps": 7}}, agent_format.describe(model))
-    (tmp_path / "model.zip").write_bytes(b"no zip")
-    with pytest.warns(RuntimeWarning, match="model.zip cannot be read: the agent of .*000000007 takes its place"):
-        run = load_run(tmp_path, "cpu")
-    for parameter, expected in zip(run.model.policy.parameters(), model.policy.parameters(), strict=True):
-        assert th.equal(parameter, expected.cpu())
-
-
 def test_one_checkpoint_of_a_run_is_the_agent_as_it_was_then(tmp_path, monkeypatch):
     write_config(tmp_path, algo="dqn", game="pong", encoder="nature", dqn={"exploration_final_eps": 0.05})
     models = []
