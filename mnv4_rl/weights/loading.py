@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -99,12 +100,13 @@ def save_weights(model: Model, path: str | os.PathLike[str], statistics: Statist
             in [0, 1] as they are for a model that was trained from scratch.
 
     Raises:
-        ValueError: For another suffix.
+        ValueError: For another suffix, or statistics that are no means and positive deviations, as many of each.
         OSError: If the folder is missing or full; an existing file is then as it was.
     """
     check_type("model.spec", model.spec, NetworkSpec)
     metadata = {"format": "pt", "mnv4_rl": __version__, "spec": json.dumps(spec_to_dict(model.spec))}
     metadata |= to_metadata(statistics or model.image_statistics)
+    from_metadata(metadata, Path(path))  # what could not be read is not written
     write_safetensors(path, plain_names(model.state_dict()), metadata)
 
 
@@ -166,7 +168,7 @@ def load_pretrained(model: Model, pretrained: Pretrained) -> list[str]:
     wanted = {key: tensor for key, tensor in own.items() if key not in fresh}
     given = {key: tensor for key, tensor in state.items() if key in wanted or not key.startswith("head.")}
     check_tensors(wanted, given, f"{str(file.path)!r} does not fit {model.spec.name}")
-    statistics = image_statistics(file.path)
+    statistics = image_statistics(file)
     copy_tensors(wanted, given)
     model.image_statistics = statistics
     return fresh

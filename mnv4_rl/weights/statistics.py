@@ -11,9 +11,9 @@ import gymnasium as gym
 from gymnasium import spaces
 from pydantic import Field
 
-from mnv4_rl.safe_files import MAX_JSON_BYTES, open_regular, read_file
+from mnv4_rl.safe_files import MAX_JSON_BYTES, read_file
 from mnv4_rl.schemas import parse_json
-from mnv4_rl.weights.files import read_header
+from mnv4_rl.weights.files import WeightFile
 
 RGB = 3
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of R, G and B, or of grey
@@ -24,11 +24,12 @@ INCEPTION: Statistics = ((0.5,) * RGB, (0.5,) * RGB)
 _INCEPTION_NAME = re.compile(r"mobilenetv4_conv_small_0|mobilenetv4_conv_small\.e3600")
 
 _KEY = "image_statistics"  # in the metadata of this package's files
-_Mean: TypeAlias = Annotated[tuple[float, ...], Field(min_length=1, max_length=1000)]
-_Deviation: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=1000)]
+_Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Mean: TypeAlias = Annotated[tuple[_Number, ...], Field(min_length=1, max_length=1000)]
+_Deviation: TypeAlias = Annotated[tuple[Annotated[_Number, Field(gt=0)], ...], Field(min_length=1, max_length=1000)]
 
 
-def image_statistics(path: Path) -> Statistics:
+def image_statistics(file: WeightFile) -> Statistics:
     """Mean and deviation of the images that a file's weights were trained on, a number for each channel.
 
     This package's files say it themselves, and those that do not were trained on images in [0, 1] as they are. timm's
@@ -38,15 +39,12 @@ def image_statistics(path: Path) -> Statistics:
     Raises:
         ValueError: If a file of this package says something else than numbers.
     """
-    if path.suffix == ".safetensors":
-        with open_regular(path) as file:
-            _, metadata = read_header(file, path)
-        if "mnv4_rl" in metadata:
-            return from_metadata(metadata, path) or AS_IT_IS
-    config = config_beside(path)
+    if "mnv4_rl" in file.metadata:
+        return from_metadata(file.metadata, file.path) or AS_IT_IS
+    config = config_beside(file.path)
     if config is not None:
         return config
-    named = next((part for part in reversed(path.absolute().parts) if "mobilenetv4_" in part), "")
+    named = next((part for part in reversed(file.path.absolute().parts) if "mobilenetv4_" in part), "")
     return INCEPTION if _INCEPTION_NAME.search(named) else IMAGENET
 
 

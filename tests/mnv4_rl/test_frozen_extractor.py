@@ -302,6 +302,14 @@ class TestStatistics:
         with pytest.raises(ValueError, match="image_statistics of "):
             self.extractor(path)
 
+    @pytest.mark.parametrize("statistics", [((0.5,), (0.0,)), ((0.5, 0.5), (1.0,)), ((float("nan"),), (1.0,))])
+    def test_what_could_not_be_read_is_not_written(self, tmp_path: Path, statistics, trained: nn.Module) -> None:
+        path = tmp_path / "own.safetensors"
+        path.write_bytes(b"as it was")
+        with pytest.raises(ValueError, match="image_statistics of "):
+            save_weights(trained, path, statistics)
+        assert path.read_bytes() == b"as it was"
+
     def test_images_below_zero_are_refused(self, checkpoint: Path) -> None:
         space = spaces.Box(-1, 1, (3, SIDE, SIDE), np.float32)
         with pytest.raises(ValueError, match=r"know images in \[0, 1\] less their mean, and this space begins at -1"):
