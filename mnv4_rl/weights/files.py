@@ -116,8 +116,8 @@ def _refuse_filtered_names(path: Path) -> None:
     Their pooling holds no weights, so such a file would load and compute another function. The name decides: that of
     the file, of the folders it is in, or of the architecture in the ``config.json`` the hub keeps beside it.
     """
-    named = next((part for part in reversed(path.absolute().parts) if "mobilenetv4_" in part), "")
-    match = _FILTERED_NAME.search(named) or _FILTERED_NAME.search(_hub_architecture(path))
+    architecture = str(hub_config(path).get("architecture", ""))
+    match = _FILTERED_NAME.search(named_part(path)) or _FILTERED_NAME.search(architecture)
     if match:
         raise ValueError(
             f"{str(path)!r} holds weights of {match.group()}, an anti-aliased network that is not built here. They "
@@ -126,12 +126,18 @@ def _refuse_filtered_names(path: Path) -> None:
         )
 
 
-def _hub_architecture(path: Path) -> str:
+def named_part(path: Path) -> str:
+    """The innermost part of a path that names one of timm's MobileNetV4, the file itself or a folder; "" if none."""
+    return next((part for part in reversed(path.absolute().parts) if "mobilenetv4_" in part), "")
+
+
+def hub_config(path: Path) -> dict[str, Any]:
+    """timm's ``config.json``, which the hub keeps beside a file; empty without one."""
     try:
         data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError):  # none, or some other program's
-        return ""
-    return str(data.get("architecture", "")) if isinstance(data, dict) else ""
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def read_weights(path: str | os.PathLike[str], max_bytes: int = 2 * 2**30) -> WeightFile:

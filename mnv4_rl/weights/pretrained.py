@@ -14,7 +14,7 @@ from mnv4_rl.models.timm_network import TimmNetwork, TimmTrunk, timm_config
 from mnv4_rl.weights import load_pretrained
 from mnv4_rl.weights.files import Pretrained, find_file, read_weights
 from mnv4_rl.weights.loading import most_bytes
-from mnv4_rl.weights.statistics import AS_IT_IS, Statistics, config_beside
+from mnv4_rl.weights.statistics import AS_IT_IS, Statistics, from_hub_config
 from mnv4_rl.weights.tensors import StateDict, check_tensors, copy_tensors, plain_names, some
 
 IN_THE_AGENT = "(weights of a saved agent)"
@@ -100,7 +100,7 @@ def _start_timm(network: TimmNetwork, pretrained: Pretrained) -> Statistics:
     if random := [key for key, tensor in given.items() if not tensor.equal(again[key])]:  # timm is not always strict
         raise ValueError(f"{misfit}: it has no {some(random)}.")
     copy_tensors(own, given)
-    return config_beside(path) or (tuple(config.mean), tuple(config.std))
+    return from_hub_config(path) or (tuple(config.mean), tuple(config.std))
 
 
 def _timm_state(network: TimmNetwork, tensors: StateDict, seed: int) -> StateDict:

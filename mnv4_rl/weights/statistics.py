@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -11,9 +12,9 @@ import gymnasium as gym
 from gymnasium import spaces
 from pydantic import Field
 
-from mnv4_rl.safe_files import MAX_JSON_BYTES, read_file
+from mnv4_rl.safe_files import MAX_JSON_BYTES
 from mnv4_rl.schemas import parse_json
-from mnv4_rl.weights.files import WeightFile
+from mnv4_rl.weights.files import WeightFile, hub_config, named_part
 
 RGB = 3
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of R, G and B, or of grey
@@ -41,11 +42,8 @@ def image_statistics(file: WeightFile) -> Statistics:
     """
     if "mnv4_rl" in file.metadata:
         return from_metadata(file.metadata, file.path) or AS_IT_IS
-    config = config_beside(file.path)
-    if config is not None:
-        return config
-    named = next((part for part in reversed(file.path.absolute().parts) if "mobilenetv4_" in part), "")
-    return INCEPTION if _INCEPTION_NAME.search(named) else IMAGENET
+    by_name = INCEPTION if _INCEPTION_NAME.search(named_part(file.path)) else IMAGENET
+    return from_hub_config(file.path) or by_name
 
 
 def from_metadata(metadata: dict[str, str], path: Path) -> Statistics | None:
@@ -67,14 +65,15 @@ def to_metadata(statistics: Statistics | None) -> dict[str, str]:
     return {} if statistics is None else {_KEY: json.dumps(statistics)}
 
 
-def config_beside(path: Path) -> Statistics | None:
-    """What timm's ``config.json`` beside a file says; None without one."""
+def from_hub_config(path: Path) -> Statistics | None:
+    """What timm's ``config.json`` beside a file says; None if nothing that can be used."""
     try:
-        data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))["pretrained_cfg"]
+        data = hub_config(path)["pretrained_cfg"]
         mean, std = (tuple(float(number) for number in data[key]) for key in ("mean", "std"))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or some other program's
+    except (LookupError, TypeError, ValueError, OverflowError):  # some other program's
         return None
-    return (mean, std) if len(mean) == len(std) == RGB and all(0 < value < 10 for value in std) else None
+    usable = len(mean) == len(std) == RGB and all(map(math.isfinite, mean)) and all(0 < value < 10 for value in std)
+    return (mean, std) if usable else None
 
 
 def check_from_zero(space: gym.Space, statistics: Statistics) -> None:

@@ -256,6 +256,8 @@ class TestStatistics:
         [
             ('{"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}', 0.1),
             ('{"pretrained_cfg": {"mean": [0.1], "std": [0]}}', 0.485),
+            ('{"pretrained_cfg": {"mean": [NaN, 0, 0], "std": [1, 1, 1]}}', 0.485),
+            ('{"pretrained_cfg": {"mean": [1' + 400 * "0" + ', 0, 0], "std": [1, 1, 1]}}', 0.485),
             ("[]", 0.485),
             ("{", 0.485),
         ],
