@@ -237,7 +237,7 @@ def test_a_pretrained_agent_needs_its_checkpoint_no_more_and_fetches_nothing(fro
 
 
 def test_a_row_of_the_registry_may_change_or_go(tmp_path, monkeypatch):
-    model = ppo(features_extractor_class=MNV4Extractor)
+    model = ppo(features_extractor_class=MNV4Extractor, features_extractor_kwargs={"variant": "rl_s"})
     path = save_agent(model, tmp_path / "agent")
     monkeypatch.setitem(registry.SPECS, "rl_s", replace(registry.SPECS["rl_s"], activation="silu"))
     assert actions(load_agent(path, device="cpu")) == actions(model)

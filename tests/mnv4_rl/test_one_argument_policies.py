@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor
 from mnv4_rl.contrib import MNV4MaskablePolicy, MNV4QRDQNPolicy, MNV4RecurrentPolicy
 from mnv4_rl.models.registry import DEFAULT_VARIANT
+from mnv4_rl.performance import set_precision
 from mnv4_rl.policies import MNV4DQNPolicy, MNV4Policy, MNV4SACPolicy, MNV4TD3Policy, PixelActorCriticPolicy, PixelModel
 from tests.mnv4_rl.seek_env import SeekEnv
 
@@ -182,7 +183,7 @@ def test_who_trains_the_encoder(algorithm, shared):
     model = agent(algorithm, features_dim=16, share_features_extractor=shared)
     policy = model.policy
     assert (policy.actor.features_extractor is policy.critic.features_extractor) == shared
-    observations, action = {"camera": None}, th.zeros(4, 1)
+    action = th.zeros(4, 1)
     observations = th.as_tensor(np.stack(some(model)))
     stem = policy.critic.features_extractor.network.stem.conv.conv.weight
     sum(q.sum() for q in policy.critic(observations, action)).backward()
@@ -197,10 +198,16 @@ def test_who_trains_the_encoder(algorithm, shared):
 @every_algorithm
 def test_bf16_reaches_every_network(algorithm):
     model = agent(algorithm, features_dim=16)
-    pixel_models = [module for module in model.policy.modules() if isinstance(module, PixelModel)]
-    assert {id(m.features_extractor) for m in pixel_models if hasattr(m, "features_extractor")} >= {
-        id(encoder) for encoder in encoders(model)
-    }
+    layers = [encoder.network.head.fc for encoder in encoders(model)]
+    dtypes = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _layer, _inputs, output: dtypes.append(output.dtype))
+    set_precision(model.policy, "bf16")
+    for module in model.policy.modules():
+        if isinstance(module, PixelModel) and isinstance(getattr(module, "features_extractor", None), MNV4Extractor):
+            images, _ = model.policy.obs_to_tensor(some(model)[0])
+            assert module.extract_features(images, module.features_extractor).dtype == th.float32
+    assert len(dtypes) >= len(layers) and set(dtypes) == {th.bfloat16}
 
 
 @pytest.mark.parametrize(
