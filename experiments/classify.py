@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch as th
 
 from agents.runs.folder import RunFolder, replayable_command
 from agents.runs.output import courteous_output
+from agents.runs.run import new_folder
 from experiments.classification.config import ClassifyConfig, resumed
 from experiments.classification.images import Dataset
 from experiments.classification.report import accuracy_text, add_result, interval, read_results, write_test
@@ -66,7 +66,8 @@ def prepare(config: ClassifyConfig) -> ClassificationRun:
     config = replace(config, data=data, image_size=dataset.image_size)
     trainer = Trainer(config, dataset)
     with ExitStack() as unless_ready:  # a state that cannot be loaded leaves the folder to others
-        path = config.resume or config.run_dir or default_run_dir(config, dataset)
+        name = f"{dataset.name}__classify__{config.model}__s{config.seed}"
+        path = config.resume or config.run_dir or unless_ready.enter_context(new_folder(name))
         folder = unless_ready.enter_context(RunFolder(path, resume=config.resume is not None))
         run = ClassificationRun(folder, trainer)
         if config.resume:
@@ -76,12 +77,6 @@ def prepare(config: ClassifyConfig) -> ClassificationRun:
             folder.describe(config.to_yaml(), shlex.join([sys.executable, *sys.argv]))
         unless_ready.pop_all()
     return run
-
-
-def default_run_dir(config: ClassifyConfig, dataset: Dataset) -> Path:
-    """runs/<data>__classify__<model>__s<seed>__<date>_<time>."""
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    return Path("runs") / f"{dataset.name}__classify__{config.model}__s{config.seed}__{stamp}"
 
 
 def train(run: ClassificationRun) -> None:

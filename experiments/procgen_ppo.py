@@ -10,6 +10,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 from agents.runs.config import ProcgenPPOConfig
 from experiments.cli.atari import run_command

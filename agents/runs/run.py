@@ -7,7 +7,8 @@ allocator's settings. They train side by side, but only a run with a process of 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -107,10 +108,7 @@ def open_run(config: RunConfig, *, quiet: bool = False) -> OpenRun:
     if recorded is not None:
         check_changes(recorded, config)
     with ExitStack() as opened, memory_errors():
-        path = config.resume or config.run_dir
-        if path is None:
-            path = new_folder(config)
-            opened.callback(_remove_empty, path)  # what is refused leaves nothing
+        path = config.resume or config.run_dir or opened.enter_context(new_folder(config.name))
         folder = opened.enter_context(RunFolder(path, resume=recorded is not None, quiet=quiet))
         tuning = tune(config.threads)
         resume = None if recorded is None else find_resume(folder)
@@ -126,14 +124,23 @@ def open_run(config: RunConfig, *, quiet: bool = False) -> OpenRun:
         return OpenRun(config, folder, model, timer, resume, tuning, quiet, opened.pop_all())
 
 
-def new_folder(config: RunConfig) -> Path:
-    """Make runs/<game>__<algo>__<encoder>__s<seed>__<date>_<time>, with a number behind it where that exists.
+@contextmanager
+def new_folder(name: str) -> Iterator[Path]:
+    """Make runs/<name>__<date>_<time>, with a number behind it where that exists; what stays empty is removed.
 
     Raises:
         OSError: If it cannot be made.
     """
-    first = RUNS / f"{config.name}__{time.strftime('%Y%m%d_%H%M%S')}"
-    make_folder(RUNS)
+    path = _new_folder(RUNS / f"{name}__{time.strftime('%Y%m%d_%H%M%S')}")
+    try:
+        yield path
+    finally:
+        with suppress(OSError):  # of a folder that holds something
+            path.rmdir()
+
+
+def _new_folder(first: Path) -> Path:
+    make_folder(first.parent)
     for number in count(1):
         path = first if number == 1 else first.with_name(f"{first.name}_{number}")
         try:
@@ -142,11 +149,6 @@ def new_folder(config: RunConfig) -> Path:
         except FileExistsError:  # of a run that began in the same second
             continue
     raise AssertionError  # count has no end
-
-
-def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # of a folder that holds something
-        folder.rmdir()
 
 
 def check_unfinished(config: RunConfig, resume: Resume, run: RunFolder) -> None:

@@ -5,6 +5,7 @@ import shlex
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -77,9 +78,11 @@ def test_runs_side_by_side_in_threads_have_folders_of_their_own():
 
 def test_default_folders_never_collide(monkeypatch):
     monkeypatch.setattr(runs.time, "strftime", lambda *_: "20260101_000000")
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(runs.new_folder, [TINY] * 8))
-    assert len(set(made)) == 8 and all(folder.is_dir() for folder in made)
+    with ThreadPoolExecutor(8) as pool, ExitStack() as opened:
+        made = list(pool.map(opened.enter_context, [runs.new_folder(TINY.name) for _ in range(8)]))
+        assert len(set(made)) == 8 and all(folder.is_dir() for folder in made)
+        (made[0] / "progress.csv").touch()
+    assert [folder.is_dir() for folder in made] == [True] + 7 * [False]
 
 
 def test_a_run_that_is_refused_leaves_no_folder():
