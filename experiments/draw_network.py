@@ -12,15 +12,12 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from experiments.cli.command import parse, user_errors
-from experiments.cli.results import ROOT, check_file_name, shown
+from experiments.cli.results import ROOT, check_file_name, save_figure, shown
 from mnv4_rl.checks import check_positive
 from mnv4_rl.models.registry import DEFAULT_VARIANT, get_spec
 from mnv4_rl.models.specs import (
@@ -129,14 +126,14 @@ def draw(spec: NetworkSpec, in_channels: int, image_size: int, path: Path) -> No
     """Draw the layers from the image down to the features, the maps between them."""
     boxes = layers(spec, image_size)
     height = (HEIGHT + GAP) * len(boxes) + GAP + 0.5
-    figure, axes = plt.subplots(figsize=(WIDTH + 1.6, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH + 1.6, height), layout="constrained")
+    axes = figure.subplots()
     axes.set(xlim=(-1.3, WIDTH + 0.3), ylim=(-height + 0.35, 0.35))
     axes.axis("off")
     axes.text(WIDTH / 2, 0.1, f"image {_map(in_channels, (image_size, image_size))}", ha="center", va="center")
     for index, layer in enumerate(boxes):
         _draw_layer(axes, layer, -GAP - 0.1 - index * (HEIGHT + GAP))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, dpi=110)
 
 
 def _draw_layer(axes: Axes, layer: Layer, top: float) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.benchmarking.measuring import Row
@@ -71,7 +68,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """One panel a part and device."""
     measured = [row for row in rows if row.ratio is not None]
     panels = [panel for panel in dict.fromkeys((row.part, row.device) for row in measured) if panel[0] in _DRAW]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(5, 5 * len(panels)), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(5, 5 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)
     for axis, (part, device) in zip(axes[:, 0], panels, strict=True):
         title, draw_panel = _DRAW[part]
         draw_panel(axis, [row for row in measured if (row.part, row.device) == (part, device)])
@@ -79,7 +77,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     save_figure(figure, path)
-    plt.close(figure)
 
 
 def draw_encoders(axis: Axes, rows: Sequence[Row]) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.cli.results import save_figure, scales
@@ -28,7 +25,8 @@ N_COLOURS, LINES = 10, ("-", "--", ":")  # Matplotlib's colours come again after
 
 def draw_runs(curves: Sequence[Curve], path: Path) -> None:
     """Score against agent timesteps and, below, against the process's own CPU time, one line a run."""
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6 + len(curves) / 8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6 + len(curves) / 8), layout="constrained")
+    axes = figure.subplots(2, 1)
     for index, curve in enumerate(curves):
         look = {"color": f"C{index % N_COLOURS}", "linestyle": LINES[index // N_COLOURS % len(LINES)]}
         score = [row["raw_score_mean_100_games"] for row in curve.rows]
@@ -39,14 +37,14 @@ def draw_runs(curves: Sequence[Curve], path: Path) -> None:
     label_axis(axes[1], "CPU time of the process (minutes)", "")
     figure.supylabel(SCORE_LABEL, fontsize="medium")
     figure.legend(loc="outside lower center", ncols=min(2, len(curves)), frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_scores(races: Races, path: Path) -> None:
     """A row a game, a column a clock; thin the seeds, thick their mean, on the one clock that all machines share."""
-    shape = (len(races.games), len(CLOCKS))
-    size = (1.4 * WIDTH, 0.6 + 2 * shape[0])
-    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex="col", sharey="row", layout="constrained")
+    rows = len(races.games)
+    figure = Figure(figsize=(1.4 * WIDTH, 0.6 + 2 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(CLOCKS), squeeze=False, sharex="col", sharey="row")
     for row, game in zip(axes, races.games, strict=True):
         for axis, clock in zip(row, CLOCKS, strict=True):
             for index, encoder in enumerate(races.encoders):
@@ -60,7 +58,7 @@ def draw_scores(races: Races, path: Path) -> None:
             label_axis(axis, CLOCKS[clock] if game == races.games[-1] else "", game if clock == "timesteps" else "")
     figure.supylabel(SCORE_LABEL)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def legend_columns(labels: Sequence[str]) -> int:
@@ -76,10 +74,9 @@ def draw_published(axis: Axes, game: str, end: float) -> None:
 
 def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
     """A panel a game: the mean over seeds with its interval; one seed has none. Dotted: where the reference ends."""
-    shape = (1, len(races.games))
-    figure, axes = plt.subplots(
-        *shape, figsize=(max(1, 0.4 * shape[1]) * WIDTH, 3), squeeze=False, layout="constrained"
-    )
+    columns = len(races.games)
+    figure = Figure(figsize=(max(1, 0.4 * columns) * WIDTH, 3), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
     races, clock_label = for_averages(races, config.clock, config)
     for axis, game in zip(axes[0], races.games, strict=True):
         for index, encoder in enumerate(races.encoders):
@@ -95,12 +92,13 @@ def draw_games(races: Races, config: ReportConfig, path: Path) -> None:
     figure.supylabel("raw score, last 100 games", fontsize="medium")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels), frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
     """Interquartile mean against each clock, with intervals."""
-    figure, axes = plt.subplots(len(CLOCKS), 1, figsize=(WIDTH, 8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 8), layout="constrained")
+    axes = figure.subplots(len(CLOCKS), 1)
     curves = {encoder: iqm_curve(races, encoder, config) for encoder in races.encoders}  # the same on every clock
     for axis, clock in zip(axes, UNITS, strict=True):
         on_clock, label = for_averages(races, clock, config)
@@ -111,13 +109,14 @@ def draw_iqm(races: Races, config: ReportConfig, path: Path) -> None:
         label_axis(axis, label, "")
     figure.supylabel("interquartile mean of the\n" + "\nand ".join(scales(races.games)), fontsize="medium")
     axes[0].legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_improvement(races: Races, config: ReportConfig, path: Path) -> None:
     """Probability of improvement over the reference, an interval an encoder."""
     others = races.encoders[1:]
-    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.5 * max(1, len(others))), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1 + 0.5 * max(1, len(others))), layout="constrained")
+    axis = figure.subplots()
     for index, encoder in enumerate(others):
         better = against_reference(races, encoder, config, probability_of_improvement)
         axis.plot([better.low, better.high], [index, index], linewidth=6, alpha=0.4, color="C0")
@@ -125,7 +124,7 @@ def draw_improvement(races: Races, config: ReportConfig, path: Path) -> None:
     axis.axvline(0.5, color="grey", linewidth=0.8)
     axis.set(xlim=(-0.02, 1.02), yticks=range(len(others)), yticklabels=others)
     label_axis(axis, f"probability that a run beats a run of {config.reference}", "")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def label_axis(axis: Axes, x: str, y: str) -> None:
@@ -133,9 +132,3 @@ def label_axis(axis: Axes, x: str, y: str) -> None:
     axis.set(xlabel=x, ylabel=y)
     axis.xaxis.set_major_formatter(lambda value, _: THOUSANDS(value) if value >= 1000 else f"{value:g}")
     axis.grid(alpha=0.3)
-
-
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write a figure and let it go."""
-    save_figure(figure, path)
-    plt.close(figure)
