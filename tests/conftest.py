@@ -25,6 +25,13 @@ def _ctrl_c_interrupts():
     signal.signal(signal.SIGINT, previous)
 
 
+@pytest.fixture
+def few_games(monkeypatch):
+    """Agents that are copied play four games at once, one of them for the test."""
+    monkeypatch.setattr("experiments.study.cloning.N_ENVS", 4)
+    monkeypatch.setattr("experiments.study.cloning.N_TEST_ENVS", 1)
+
+
 @pytest.fixture(params=["cpu", *(["cuda"] if th.cuda.is_available() else [])])
 def device(request):
     """Every kind of device there is."""

@@ -26,7 +26,7 @@ ALLOWED = {
     "agents": {"agents", "mnv4_rl"},
     "experiments": {"experiments", "agents", "mnv4_rl"},
 }
-OPTIONAL = {"tyro", "matplotlib", "tqdm", "rich", "yaml", "cv2", "psutil", "scipy"}
+OPTIONAL = {"sb3_contrib", "tyro", "matplotlib", "tqdm", "rich", "yaml", "cv2", "psutil", "scipy"}
 MODULES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -93,7 +93,7 @@ def test_importing_the_library_imports_no_optional_package_and_tunes_nothing():
             "before, threads = set(sys.modules), torch.get_num_threads()\n"
             "def refuse(*args): raise AssertionError('import touched the C library')\n"
             "ctypes.CDLL = refuse\n"
-            "import mnv4_rl, mnv4_rl.performance\n"
+            "import mnv4_rl, mnv4_rl.performance, mnv4_rl.policies\n"
             "assert torch.get_num_threads() == threads\n"
             "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
         )
@@ -105,17 +105,26 @@ def test_importing_the_library_imports_no_optional_package_and_tunes_nothing():
 def build(kind, folder):
     """Build a ``wheel`` or an ``sdist`` of a copy of the checkout."""
     source = folder / "source"
-    skipped = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    skipped = shutil.ignore_patterns(".*", "runs", "results", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=skipped)
     code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
-    build("wheel", tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+@pytest.fixture(scope="module", params=["", "https://example.org/mnv4_rl"])
+def wheel(request, tmp_path_factory):
+    """The repository that a wheel was built for, and the wheel, open."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNV4_RL_REPOSITORY", request.param)
+        build("wheel", folder)
+    with zipfile.ZipFile(*folder.glob("*.whl")) as archive:
+        yield request.param, archive
+
+
+def test_the_wheel_holds_the_library_alone_and_its_type_marker(wheel):
+    names = wheel[1].namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"mnv4_rl"}
     assert "mnv4_rl/py.typed" in names
     assert {name for name in names if name.endswith(".py")} == {
@@ -126,14 +135,10 @@ def test_the_wheel_holds_the_library_alone_and_its_type_marker(tmp_path):
 RELATIVE = re.compile(r"\]\((?!https?:|#)")
 
 
-@pytest.mark.parametrize("repository", ["", "https://example.org/mnv4_rl"])
-def test_no_link_of_the_readme_on_a_package_index_is_relative(repository, tmp_path, monkeypatch):
-    monkeypatch.setenv("MNV4_RL_REPOSITORY", repository)
-    build("wheel", tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        metadata = email.message_from_bytes(archive.read(name))
+def test_no_link_of_the_readme_on_a_package_index_is_relative(wheel):
+    repository, archive = wheel
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(archive.read(name))
     readme = (ROOT / "README.md").read_text()
     text = metadata.get_payload()
     assert RELATIVE.search(readme) and not RELATIVE.search(text)

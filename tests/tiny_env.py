@@ -1,5 +1,7 @@
 """Image environments small enough to train on in a test; what they show depends on nothing but the actions."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import torch as th
@@ -7,10 +9,16 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from agents.dqn import DQNHyperparameters, build_dqn
+from agents.encoders import add_encoder
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.callbacks import EnvTimer
+from mnv4_rl.models.registry import get_spec
+from mnv4_rl.models.specs import GridHeadSpec
 
 EPISODE = 8
+# A tenth of rl_s's parameters, for run folders that are copied and read hundreds of times.
+SMALL = replace(get_spec("rl_s"), name="small", head=GridHeadSpec(grid=1, activation="silu"))
+add_encoder(SMALL.name, SMALL)
 
 
 class ActionsAsImage(gym.Env):

@@ -183,7 +183,7 @@ def test_both_encoders_train_under_the_same_settings_even_if_nothing_can_be_said
         assert len((tmp_path / "run" / name / "progress.csv").read_text().splitlines()) == 3  # head, two rollouts
 
 
-@pytest.mark.parametrize("by_module", [False, True])
+@pytest.mark.parametrize("by_module", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_command_starts_from_any_folder(by_module: bool, tmp_path: Path) -> None:
     command = ["-m", "experiments.custom_env"] if by_module else [str(ROOT / "experiments" / "custom_env.py")]
     env = os.environ | ({"PYTHONPATH": str(ROOT)} if by_module else {})

@@ -36,7 +36,9 @@ def statistics(folder):
 def run(tmp_path_factory):
     """A finished run, not to be changed."""
     folder = tmp_path_factory.mktemp("procgen") / "run"
-    procgen_ppo.main([*TINY, "--run-dir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.runs.evaluation_log.CLIP_TIMESTEPS", 2)
+        procgen_ppo.main([*TINY, "--run-dir", str(folder)])
     return folder
 
 
@@ -78,7 +80,8 @@ def test_its_agent_is_exported_and_the_file_plays(run, tmp_path, capsys):
 
 
 @needs_envpool
-def test_its_agent_is_published_and_another_encoder_can_copy_it(run, tmp_path):
+def test_its_agent_is_published_and_another_encoder_can_copy_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(publish_agent, "CLIP_TIMESTEPS", 10)
     publish_agent.main(["--run", str(run), "--games", "2", "--n-envs", "2", "--agents-dir", str(tmp_path)])
     published = tmp_path / f"procgen_starpilot__ppo__{DEFAULT_VARIANT}__s0"
     card = (published / "README.md").read_text()

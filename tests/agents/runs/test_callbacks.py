@@ -57,7 +57,7 @@ def runs(tmp_path_factory):
         run = RunFolder(tmp_path_factory.mktemp("run") / build.__name__)
         model = build(timer)
         plan = training.Plan(192, 2, CheckpointPlan(0), eval_every=64)
-        training.train(model, timer, run, plan, short_env)
+        training.train(model, timer, run, plan, partial(short_env, 1))
         run.close()
         found[build.__name__] = EventAccumulator(str(run.path)).Reload()
     patch.undo()
@@ -94,14 +94,13 @@ def test_evaluations_stand_at_the_timesteps_asked_for_and_at_the_end(runs):
 
 
 @pytest.mark.parametrize("build", [partial(small_ppo, encoder="nature"), small_dqn], ids=["ppo", "dqn"])
-def test_evaluations_leave_the_training_as_it_would_be_without(build, tmp_path, monkeypatch):
+def test_evaluations_leave_the_training_as_it_would_be_without(build, monkeypatch):
     monkeypatch.setattr(evaluation_log, "CLIP_TIMESTEPS", 2)
     trained = []
-    for every in (0, 64):
-        with RunFolder(tmp_path / str(every)) as run:
-            model = build(timer := EnvTimer(short_env()))
-            training.train(model, timer, run, training.Plan(128, 2, CheckpointPlan(0), every, quiet=True), short_env)
-        trained.append(model.policy.parameters())
+    for callback in (None, PeriodicEvaluation(partial(short_env, 1), 1, 64)):
+        model = build(short_env())
+        model.set_logger(Logger(None, []))
+        trained.append(model.learn(128, callback).policy.parameters())
     assert all(th.equal(a, b) for a, b in zip(*trained, strict=True))
 
 

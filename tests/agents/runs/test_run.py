@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,11 +24,13 @@ from agents.runs.lock import FolderInUseError
 from agents.runs.resuming import recorded_config
 from experiments import atari_ppo
 from experiments.cli.command import parse
+from mnv4_rl.atari import make_atari_env
+from tests.tiny_env import SMALL
 
 TINY = PPOConfig(
     n_envs=2,
     total_timesteps=32,
-    encoder="rl_s",
+    encoder=SMALL.name,
     evaluation_games=0,
     checkpoint_every=16,
     device="cpu",
@@ -158,7 +161,7 @@ def test_another_family_of_games_is_a_row(monkeypatch):
     row = replace(atari, resolve_game=lambda game: f"coins_{game}")
     monkeypatch.setitem(families.FAMILIES, "coins", row)
     outcome = train_run(Coins(**vars(TINY)), quiet=True)
-    assert outcome.folder.name.startswith("coins_pong__ppo__rl_s__s0__")
+    assert outcome.folder.name.startswith("coins_pong__ppo__small__s0__")
 
 
 @pytest.mark.parametrize("make", ["make_env", "make_evaluation_env"])
@@ -214,7 +217,9 @@ def test_every_config_is_parsed_back_from_its_line(config):
     assert command_line(parse(type(config), shlex.split(line)[2:])) == line
 
 
-def test_a_dqn_run_is_a_function_too():
+def test_a_dqn_run_is_a_function_too(monkeypatch):
+    monkeypatch.setattr("agents.runs.families.make_atari_env", partial(make_atari_env, max_episode_frames=160))
+    monkeypatch.setattr("agents.runs.evaluation_log.CLIP_TIMESTEPS", 2)
     h = DQNHyperparameters(buffer_size=200, learning_starts=16, batch_size=8)
     config = DQNConfig(n_envs=2, total_timesteps=32, encoder="rl_s", evaluation_games=1, device="cpu", threads=1, dqn=h)
     outcome = in_thread(train_run, config, quiet=True)

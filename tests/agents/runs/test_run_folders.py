@@ -30,7 +30,7 @@ from mnv4_rl.safe_files import DamagedError
 from tests.agents.runs.test_resume import q_learner
 from tests.agents.runs.test_run import TINY
 from tests.mnv4_rl.test_payloads import seal
-from tests.tiny_env import dqn, tiny_env, tiny_ppo
+from tests.tiny_env import SMALL, dqn, tiny_env, tiny_ppo
 
 STEPS = 32
 TINY_DQN = DQNConfig(
@@ -49,8 +49,8 @@ def finished(tmp_path_factory):
 
 
 def flags(folder):
-    words = "--n-envs 2 --total-timesteps 32 --checkpoint-every 16 --encoder rl_s --evaluation-games 0 --device cpu "
-    words += "--game breakout --threads 1 --ppo.n-steps 8 --ppo.batch-size 16 --ppo.n-epochs 1"
+    words = f"--n-envs 2 --total-timesteps 32 --checkpoint-every 16 --encoder {SMALL.name} --evaluation-games 0 "
+    words += "--device cpu --game breakout --threads 1 --ppo.n-steps 8 --ppo.batch-size 16 --ppo.n-epochs 1"
     return [*words.split(), "--run-dir", str(folder)]
 
 
@@ -522,7 +522,7 @@ def test_extended_dqn_run_explores_no_more_than_before(q_run, tmp_path):
     state = json.loads((checkpoint(folder) / "training.json").read_text())
     assert state["counters"]["exploration_rate"] == pytest.approx(0.01)
     train_run(
-        replace(config, total_timesteps=320, checkpoint_every=16, keep_checkpoints=100),
+        replace(config, total_timesteps=320, checkpoint_every=64, keep_checkpoints=100),
         lambda path, *_: rates.append(json.loads((path / "training.json").read_text())["counters"]["exploration_rate"]),
         quiet=True,
     )

@@ -36,7 +36,7 @@ def test_every_option_is_timed_as_a_neighbour_of_rl_s(monkeypatch, tmp_path):
     assert costs.neighbours()["width", "16"] == costs.neighbours()["norm", "none"] == spec_of(RL_S_CHOICES)
 
 
-def test_a_search_by_copies_scores_what_clones_learn(monkeypatch, tmp_path):
+def test_a_search_by_copies_scores_what_clones_learn(few_games, monkeypatch, tmp_path):
     """Two updates of two candidates, from the labels that Pong's published agent drew."""
     played = []
     monkeypatch.setattr(studying, "KNOWN_CHOICES", {"one": RL_S_CHOICES, "other": {**RL_S_CHOICES, "grid": "3"}})

@@ -4,7 +4,6 @@ import contextlib
 import re
 import sqlite3
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,7 +128,8 @@ def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeyp
     dead = study.ask()
     studying.pick(lambda name, options: dead.suggest_categorical(name, options))
     study._storage.record_heartbeat(dead._trial_id)
-    time.sleep(4)
+    with sqlite3.connect(ours.path / "study.db") as database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
     run_search(ours)
     study = open_study(ours)
     assert study.trials[0].state == optuna.trial.TrialState.FAIL

@@ -30,13 +30,15 @@ def lesson_of(bright):
     return Lesson("pong", part, part)
 
 
-def test_a_policy_that_depends_on_what_is_seen_is_learnt():
-    learnt = clone("rl_s", lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5), 0)
+def test_a_policy_that_depends_on_what_is_seen_is_learnt(monkeypatch):
+    monkeypatch.setattr(cloning, "BATCH", 32)
+    learnt = clone("rl_s", lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5), 0, updates=240)
     assert learnt.policy > 0.8
     assert learnt.value > 0.8
 
 
-def test_what_is_not_in_the_picture_is_not_learnt():
+def test_what_is_not_in_the_picture_is_not_learnt(monkeypatch):
+    monkeypatch.setattr(cloning, "BATCH", 32)
     lesson = lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5)
     shuffled = lesson.train._replace(observations=lesson.train.observations[th.randperm(N)])
     assert clone("rl_s", Lesson("pong", shuffled, lesson.test), 0, updates=40).policy < 0.1

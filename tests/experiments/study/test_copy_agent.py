@@ -12,6 +12,7 @@ from mnv4_rl.agent_files import save_agent
 from tests.needs import needs_envpool
 
 TINY = ["--updates", "1", "--timesteps", "6"]
+pytestmark = pytest.mark.usefixtures("few_games")
 
 
 def agent_of(game, folder):

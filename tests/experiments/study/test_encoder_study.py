@@ -86,7 +86,7 @@ def test_catch_trains_only_who_is_missing(few, tmp_path):
     assert 0 < float(rows[1]["return_1024"]) < 10
 
 
-def test_clone_copies_only_for_who_is_missing(few, tmp_path, monkeypatch):
+def test_clone_copies_only_for_who_is_missing(few, few_games, tmp_path, monkeypatch):
     path = tmp_path / "encoder_study_clone.csv"
     path.write_text("encoder,seed,pong_policy,pong_value,pong_agent\nrl_s,0,0.5,0.6,old\n")
     env = make_atari_env("pong", 1, 0)

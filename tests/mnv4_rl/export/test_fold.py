@@ -17,6 +17,7 @@ from mnv4_rl.models.network import build
 from mnv4_rl.models.registry import get_spec
 from mnv4_rl.policies import MNV4Policy
 from tests.mnv4_rl.export.agents import ACTIONS, agent, batch_of, expected_scores, observations
+from tests.variants import BY_SIZE
 
 
 def assert_same(model, n=8):
@@ -38,7 +39,7 @@ def test_every_algorithm(algorithm, with_vector):
     assert_same(agent(algorithm, with_vector=with_vector))
 
 
-@pytest.mark.parametrize("variant", list_models())
+@pytest.mark.parametrize("variant", BY_SIZE)
 def test_every_encoder_at_an_odd_size(variant):
     assert_same(agent(PPO, shape=(3, 50, 41), variant=variant, features_dim=16), n=3)
 

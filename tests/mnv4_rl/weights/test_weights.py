@@ -33,10 +33,9 @@ from mnv4_rl.weights.loading import (
     to_timm_state_dict,
 )
 from tests.mnv4_rl.weights.timm_reference import timm_model
+from tests.variants import BY_SIZE
 
 TINY = scale_width(get_spec("mnv4_conv_s"), 0.35)  # the smallest of timm's networks
-LARGE = {"mobilenet_v4_large", "mobilenet_v4_hybrid_large", "mnv4_conv_l", "mnv4_hybrid_m", "mnv4_hybrid_l"}
-BY_SIZE = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in list_models()]
 
 
 def tiny(in_channels: int = 3, num_classes: int = 7) -> Network:
