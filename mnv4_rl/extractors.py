@@ -331,6 +331,11 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         frame_channels: int | dict[str, int] | None = None,
         **image_kwargs: Any,
     ) -> None:
+        if "features_dim" in image_kwargs:
+            raise TypeError(
+                "features_dim is of a single image. In a Dict each image has cnn_output_dim features, as in SB3, and "
+                f"what is no image is added: pass cnn_output_dim={image_kwargs['features_dim']!r}."
+            )
         check_positive(cnn_output_dim=cnn_output_dim)
         cnn_output_dim = int(cnn_output_dim)
         entries = check_dict_space(observation_space).spaces
@@ -347,13 +352,21 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
             else:
                 warn_of_matrix(key, space)
                 extractors[key] = nn.Flatten()
-                features_dim += get_flattened_obs_dim(space)
+                features_dim += int(get_flattened_obs_dim(space))  # of MultiDiscrete it is NumPy's
         super().__init__(observation_space, features_dim)
-        self.extractors = nn.ModuleDict(extractors)
+        self.extractors = nn.ModuleDict({module_name(key): extractor for key, extractor in extractors.items()})
+        self._keys = tuple(extractors)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of batches to (N, features_dim)."""
-        return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
+        parts = zip(self._keys, self.extractors.values(), strict=True)
+        return th.cat([extractor(observations[key]) for key, extractor in parts], dim=1)
+
+
+def module_name(key: str) -> str:
+    """What a Dict's entry is called among torch's modules: its key, but "." and the names of a ModuleDict are taken."""
+    name = key.replace(".", "·")
+    return f"{name}·" if not name or hasattr(nn.ModuleDict(), name) else name
 
 
 _TOLD_BY_KEY = ("normalized_image", "channels_last", "frame_channels")

@@ -39,7 +39,7 @@ from stable_baselines3.td3.policies import CnnPolicy as TD3CnnPolicy
 from torch import Tensor, nn
 
 from mnv4_rl.checks import did_you_mean
-from mnv4_rl.extractors import MNV4CombinedExtractor, MNV4Extractor
+from mnv4_rl.extractors import MNV4CombinedExtractor, MNV4Extractor, module_name
 
 
 def takes_uint8(extractor: nn.Module) -> bool:
@@ -91,7 +91,7 @@ class PixelModel(BaseModel):
         kept = {
             key: value
             for key, value in obs.items()
-            if value.dtype == th.uint8 and key in parts and takes_uint8(parts[key])
+            if value.dtype == th.uint8 and (name := module_name(key)) in parts and takes_uint8(parts[name])
         }
         rest = {key: value for key, value in obs.items() if key not in kept}
         scaled = cast("dict[str, Tensor]", preprocess_obs(rest, spaces.Dict({key: space[key] for key in rest})))

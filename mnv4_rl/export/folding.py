@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -74,18 +74,25 @@ class ReadVector(nn.Module):
     """Everything of a Dict that is no image: flattened numbers, or a one-hot code.
 
     Args:
-        space: A Box, MultiBinary or Discrete space.
+        space: A Box, MultiBinary, Discrete or MultiDiscrete space.
     """
 
     def __init__(self, space: spaces.Space) -> None:
         super().__init__()
-        self.n_codes = int(space.n) if isinstance(space, spaces.Discrete) else 0
+        self.codes = [] if isinstance(space, spaces.Box | spaces.MultiBinary) else _codes(space)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N, width) float."""
-        if self.n_codes:
-            return nn.functional.one_hot(x.long().flatten(), self.n_codes).float()
-        return x.float().flatten(1)
+        if not self.codes:
+            return x.float().flatten(1)
+        columns = x.long().reshape(-1, len(self.codes)).unbind(1)
+        coded = [nn.functional.one_hot(column, n) for column, n in zip(columns, self.codes, strict=True)]
+        return th.cat(coded, 1).float()
+
+
+def _codes(space: spaces.Space) -> list[int]:
+    """Values of each number that is written as a one-hot code."""
+    return [int(n) for n in (space.nvec.flatten() if isinstance(space, spaces.MultiDiscrete) else [space.n])]
 
 
 class ToGrid(nn.Module):
@@ -123,11 +130,11 @@ class Encoders(nn.Module):
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(parts)
+        self.keys, self.parts = list(parts), nn.ModuleList(parts.values())
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of batches to (N, features)."""
-        return th.cat([part(observations[key]) for key, part in self.parts.items()], dim=1)
+        return th.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=1)
 
 
 @th.no_grad()
@@ -185,16 +192,14 @@ def _fold_combined(
     networks: dict[str, nn.Module] = {}
     parts: list[Part] = []
     assert isinstance(extractor._observation_space, spaces.Dict)  # both extractors refuse others
-    for key, module in extractor.extractors.items():
-        space = extractor._observation_space[key]
+    entries = extractor._observation_space.spaces.items()
+    for (key, space), module in zip(entries, extractor.extractors.values(), strict=True):
         if isinstance(module, BaseFeaturesExtractor):
             networks[key], found = fold_extractor(module, normalize_images)
             parts += found
-        elif isinstance(space, spaces.Box | spaces.MultiBinary | spaces.Discrete):
-            networks[key] = ReadVector(space)
-            parts.append(Part(int(space.n) if isinstance(space, spaces.Discrete) else math.prod(space.shape)))
         else:
-            raise TypeError(f"Observation {key!r}: {space} cannot be folded; Box, MultiBinary and Discrete can.")
+            networks[key] = ReadVector(space)
+            parts.append(Part(int(get_flattened_obs_dim(space))))
     return Encoders(networks), parts
 
 

@@ -109,7 +109,8 @@ def _check_installed() -> None:
 
 def _convert(folded: FoldedAgent, space: spaces.Space, observations: Mapping[str, np.ndarray]) -> Graph:
     names = list(observations)
-    examples = tuple(th.as_tensor(batch[:2]).clone() for batch in observations.values())
+    # Two, of a single frame too: torch takes a batch of one for a number that never changes.
+    examples = tuple(th.as_tensor(np.resize(batch, (2, *batch.shape[1:]))) for batch in observations.values())
     dynamic = tuple({0: th.export.Dim("n", min=1)} for _ in names)
     with without_advice():
         program = th.onnx.export(

@@ -215,6 +215,25 @@ def test_combined_refuses_what_it_cannot_read() -> None:
         MNV4CombinedExtractor(mixed_space(), cnn_output_dim=0)
     with pytest.raises(TypeError, match="varient"):
         MNV4CombinedExtractor(mixed_space(), varient="rl_s")
+    with pytest.raises(TypeError, match=r"features_dim is of a single image.* pass cnn_output_dim=64"):
+        MNV4CombinedExtractor(mixed_space(), features_dim=64)
+
+
+def test_a_dict_may_have_any_keys() -> None:
+    """Robots' are called "observation.image"; torch's modules may have no dots, nor the names of its own attributes."""
+    names = ("observation.image", "type", "training", "", "items", "a/b", "plain")
+    space = spaces.Dict({name: uint8_box(3, 16, 16) for name in names})
+    extractor = MNV4CombinedExtractor(space, cnn_output_dim=8, variant="rl_s")
+    batch = {name: th.rand(2, 3, 16, 16) for name in names}
+    parts = zip(space.spaces, extractor.extractors.values(), strict=True)
+    assert th.equal(extractor(batch), th.cat([part(batch[name]) for name, part in parts], dim=1))
+    assert "plain" in extractor.extractors and "a/b" in extractor.extractors
+
+
+def test_widths_are_pythons_numbers() -> None:
+    """torch.nn.LSTM takes no other."""
+    space = spaces.Dict(camera=uint8_box(3, 16, 16), gears=spaces.MultiDiscrete([2, 3]))
+    assert type(MNV4CombinedExtractor(space, cnn_output_dim=8).features_dim) is int
 
 
 def test_what_is_told_by_key_is_told_of_that_image_alone() -> None:

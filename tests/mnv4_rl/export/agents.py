@@ -60,6 +60,7 @@ def agent(
             joints=spaces.Box(-1, 1, (3,)),
             switches=spaces.MultiBinary(2),
             mode=spaces.Discrete(4),
+            gears=spaces.MultiDiscrete([2, 3]),
         )
     continuous = algorithm in (SAC, TD3)
     name = action or ("box" if continuous else "discrete")

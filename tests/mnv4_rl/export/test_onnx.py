@@ -79,9 +79,20 @@ def test_what_it_says_of_itself(files):
     assert json.loads(model.metadata_props[0].value)["game"] == "pong"
 
 
-def test_frames_of_play_are_what_is_compared(ppo, tmp_path):
-    frames = observations(ppo, 5)
-    assert to_onnx(ppo, tmp_path / "agent.onnx", frames=frames).n_frames == 5
+@pytest.mark.parametrize("n", [1, 5])
+def test_frames_of_play_are_what_is_compared(ppo, n, tmp_path):
+    assert to_onnx(ppo, tmp_path / "agent.onnx", frames=observations(ppo, n)).n_frames == n
+    played, _ = OnnxAgent(tmp_path / "agent.onnx").predict(observations(ppo, 3))
+    assert played.shape == (3,)
+
+
+def test_a_dict_of_one_frame_with_dots_in_its_keys(tmp_path):
+    camera, state = spaces.Box(0, 255, (3, 36, 36), np.uint8), spaces.MultiDiscrete([2, 3])
+    model = agent(PPO, space=spaces.Dict({"observation.image": camera, "observation.state": state}))
+    path = to_onnx(model, tmp_path / "agent.onnx", frames=observations(model, 1)).path
+    assert [part.name for part in onnx.load(path).graph.input] == ["observation.image", "observation.state"]
+    theirs, _ = model.predict(observations(model, 4), deterministic=True)
+    np.testing.assert_array_equal(OnnxAgent(path).predict(observations(model, 4), deterministic=True)[0], theirs)
 
 
 def test_inputs_are_in_the_order_of_the_space(tmp_path):
