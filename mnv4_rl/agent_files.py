@@ -29,7 +29,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from mnv4_rl.agent_format import Agent, describe, exploration_of, rebuild
+from mnv4_rl.agent_format import Agent, OtherSpacesError, describe, progress_of, rebuild
 from mnv4_rl.agent_tensors import (
     check_finite,
     check_shapes,
@@ -123,6 +123,8 @@ def _load_folder(path: Path, env: VecEnv | None, device: str | th.device) -> Bas
     try:
         model = rebuild(files.agent, env, device, max(_AT_LEAST_BYTES, _TIMES * files.n_bytes))
         files.fill(model)
+    except OtherSpacesError:
+        raise
     except Exception as error:  # whatever SB3 and PyTorch make of wrong contents
         raise DamagedError(f"{path} is refused: {error}") from error
     return model
@@ -182,7 +184,7 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
 
     Args:
         model: A model built as the zip's was.
-        path: The zip.
+        path: The zip; SB3's ``.zip`` may be left out.
 
     Raises:
         ValueError: If the file is no such zip, holds more than tensors, or its weights do not fit or are not finite;
@@ -190,6 +192,8 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
         OSError: If it cannot be opened.
     """
     path = Path(path)
+    if not path.suffix and not path.exists():
+        path = path.with_suffix(".zip")  # as SB3's save and load do
     own = plain_names(model.policy.state_dict())
     max_bytes = _ZIP_TIMES * sum(tensor.nbytes for tensor in own.values()) + _ZIP_BYTES
     with open_regular(path) as file:
@@ -207,7 +211,7 @@ def load_zip_weights(model: BaseAlgorithm, path: str | Path) -> None:
 
 def agent_files(model: BaseAlgorithm, agent: Agent, *, optimizer: bool = True) -> dict[str, Writer]:
     """What fills each file of a saved agent."""
-    data = agent.model_copy(update={"optimizer": groups_of(model), "exploration_rate": exploration_of(model)})
+    data = agent.model_copy(update={"optimizer": groups_of(model), **progress_of(model)})
     return {AGENT: writer(data.to_json()), TENSORS: writer(save(tensors_of(model, optimizer)))}
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
@@ -25,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
@@ -71,6 +74,7 @@ _BUFFERS = {
 }
 
 
+_MAY_LACK = ("exploration_rate", "num_timesteps")  # of agent.json
 # Arguments of a replay buffer that SB3 fills in.
 _SB3_GIVES = ("buffer_size", "observation_space", "action_space", "device", "n_envs", "optimize_memory_usage")
 
@@ -84,6 +88,35 @@ class LinearFall(Schema):
     end_fraction: Annotated[float, Field(gt=0, le=1e6)]
 
 
+class NormalNoise(Schema):
+    """What SB3's NormalActionNoise adds to actions."""
+
+    noise: Literal["normal"] = "normal"
+    mean: list[Number]
+    sigma: list[Factor]
+
+    def make(self) -> NormalActionNoise:
+        """SB3's."""
+        return NormalActionNoise(np.array(self.mean), np.array(self.sigma))
+
+
+class OrnsteinUhlenbeckNoise(Schema):
+    """What SB3's OrnsteinUhlenbeckActionNoise adds to actions."""
+
+    noise: Literal["ornstein_uhlenbeck"] = "ornstein_uhlenbeck"
+    mean: list[Number]
+    sigma: list[Factor]
+    theta: Number
+    dt: Factor
+    initial_noise: list[Number] | None
+
+    def make(self) -> OrnsteinUhlenbeckActionNoise:
+        """SB3's."""
+        start = None if self.initial_noise is None else np.array(self.initial_noise)
+        return OrnsteinUhlenbeckActionNoise(np.array(self.mean), np.array(self.sigma), self.theta, self.dt, start)
+
+
+Noise: TypeAlias = Annotated[NormalNoise | OrnsteinUhlenbeckNoise, Field(discriminator="noise")]
 Schedule: TypeAlias = Factor | LinearFall
 Auto: TypeAlias = Annotated[str, Field(pattern=r"^auto(_\d{1,6}(\.\d{1,9})?)?$")]
 Scalar: TypeAlias = bool | int | Number | Label | None
@@ -107,7 +140,7 @@ _HYPERPARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("target_kl", "max_grad_norm"), Factor | None),
     **dict.fromkeys(("normalize_advantage", "use_sde", "use_sde_at_warmup"), bool),
     "optimize_memory_usage": bool,
-    "action_noise": None,
+    "action_noise": Noise | None,
     "replay_buffer_class": Literal[tuple(_BUFFERS)] | None,
     "replay_buffer_kwargs": dict[Label, Scalar],
 }
@@ -130,6 +163,8 @@ class Agent(Schema):
         optimizer: The settings of each group of parameters that an optimiser steps.
         exploration_rate: The share of random actions that DQN and QR-DQN stand at; None, and not in the file, of
             others. Files written before it was kept have none, and their agents explore no more.
+        num_timesteps: Agent timesteps that it has learnt for; None, and not in the file, of an agent that has not, and
+            of files written before it was kept.
     """
 
     format: Literal[2]
@@ -144,10 +179,11 @@ class Agent(Schema):
     hyperparameters: dict[Label, Any]
     optimizer: Annotated[list[dict[Label, Scalar | list[int] | list[Number]]], Field(max_length=10)]
     exploration_rate: Share | None = None
+    num_timesteps: Whole | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "exploration_rate" or value is not None}
+        return {key: value for key, value in handler(self).items() if key not in _MAY_LACK or value is not None}
 
     @model_validator(mode="after")
     def _check_hyperparameters(self) -> Agent:
@@ -202,7 +238,7 @@ def describe(model: BaseAlgorithm) -> Agent:
             seed=model.seed,
             hyperparameters=_describe_hyperparameters(model),
             optimizer=[],
-            exploration_rate=exploration_of(model),
+            **progress_of(model),
         )
     except ValidationError as error:
         raise ValueError(f"this {name} cannot be told in plain data: {refusals(error)}; use model.save().") from error
@@ -218,7 +254,8 @@ def rebuild(agent: Agent, env: VecEnv | None, device: str | th.device, max_bytes
         max_bytes: Refuse to build a model with more bytes of weights, before they are allocated.
 
     Raises:
-        ValueError: If it cannot be built, does not fit ``env``, or is larger.
+        OtherSpacesError: If it does not fit ``env``.
+        ValueError: If it cannot be built, or is larger.
     """
     model = algorithm(agent.algorithm)(
         policies(agent.algorithm)[agent.policy],
@@ -232,19 +269,34 @@ def rebuild(agent: Agent, env: VecEnv | None, device: str | th.device, max_bytes
     if env is None:
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, agent.n_envs
     else:
-        check_for_correct_spaces(model.env, observation_space, action_space)
+        _check_env(model.env, observation_space, action_space)
     with th.random.fork_rng(devices=[]), Budget(max_bytes), _buffers(model, wanted=env is not None):
         model._setup_model()
     if agent.exploration_rate is not None:
         model.exploration_rate = agent.exploration_rate
+    model.num_timesteps = agent.num_timesteps or 0
     model.seed = agent.seed  # afterwards: the caller's generators stay as they are
     return model
 
 
-def exploration_of(model: BaseAlgorithm) -> float | None:
-    """The share of random actions that an agent plays with, None where its algorithm has none."""
+class OtherSpacesError(ValueError):
+    """Environments whose spaces are not the agent's."""
+
+
+def _check_env(env: Any, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    try:
+        check_for_correct_spaces(env, observation_space, action_space)
+    except ValueError as error:
+        raise OtherSpacesError(f"the agent was trained in other environments than env: {error}") from error
+
+
+def progress_of(model: BaseAlgorithm) -> dict[str, Any]:
+    """How far an agent has learnt: what of :class:`Agent` changes in training, beside the optimiser's settings."""
     rate = getattr(model, "exploration_rate", None)
-    return None if rate is None else float(rate)
+    return {
+        "exploration_rate": None if rate is None else float(rate),
+        "num_timesteps": model.num_timesteps or None,
+    }
 
 
 def _saved_as(model: BaseAlgorithm) -> type[BaseAlgorithm]:
@@ -280,7 +332,7 @@ def _settings_of(name: str) -> type[Schema]:
 
 
 def _describe_hyperparameters(model: Any) -> dict[str, Any]:
-    encoded = {key: _encode(getattr(model, key)) for key in _settings_of(_saved_as(model).__name__).model_fields}
+    encoded = {key: _encode(getattr(model, key), key) for key in _settings_of(_saved_as(model).__name__).model_fields}
     for buffer in ("rollout_buffer", "replay_buffer"):
         kind = type(getattr(model, buffer, None))
         if kind.__module__.partition(".")[0] not in ("stable_baselines3", "sb3_contrib", "mnv4_rl", "builtins"):
@@ -288,11 +340,11 @@ def _describe_hyperparameters(model: Any) -> dict[str, Any]:
     return encoded
 
 
-def _encode(value: Any) -> Any:
-    """A hyperparameter as JSON: numbers, schedules and the names of replay buffers."""
+def _encode(value: Any, name: str) -> Any:
+    """A hyperparameter as JSON: numbers, schedules, noise and the names of replay buffers."""
     match value:
         case FloatSchedule():
-            return _encode(value.value_schedule)
+            return _encode(value.value_schedule, name)
         case ConstantSchedule():
             return value.val
         case LinearSchedule():
@@ -303,7 +355,24 @@ def _encode(value: Any) -> Any:
             return value.__name__
         case np.generic():
             return value.item()
+        case VectorizedActionNoise():
+            return _encode(value.base_noise, name)
+        case NormalActionNoise():
+            return {"noise": "normal", **_normal(value)}
+        case OrnsteinUhlenbeckActionNoise():
+            start = None if value.initial_noise is None else value.initial_noise.tolist()
+            more = {"theta": float(value._theta), "dt": float(value._dt), "initial_noise": start}
+            return {"noise": "ornstein_uhlenbeck", **_normal(value), **more}
+    if callable(value):
+        raise ValueError(
+            f"{name} is {value!r}, code that a file cannot tell; give a number, or SB3's LinearSchedule(start, end, "
+            "end_fraction) of stable_baselines3.common.utils, or use model.save()."
+        )
     return value
+
+
+def _normal(noise: Any) -> dict[str, Any]:
+    return {"mean": np.asarray(noise._mu).tolist(), "sigma": np.asarray(noise._sigma).tolist()}
 
 
 def _decode(settings: Schema) -> dict[str, Any]:
@@ -311,10 +380,15 @@ def _decode(settings: Schema) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, LinearFall):
             values[key] = LinearSchedule(value.start, value.end, value.end_fraction)
+        elif isinstance(value, NormalNoise | OrnsteinUhlenbeckNoise):
+            values[key] = value.make()
     if kind := values.get("replay_buffer_class"):
         made = getattr(import_module(_BUFFERS[kind]), kind)
         values["replay_buffer_class"] = made
-        schema_of(made, _SB3_GIVES).model_validate(values["replay_buffer_kwargs"])
+        arguments = values["replay_buffer_kwargs"]
+        schema_of(made, _SB3_GIVES).model_validate(arguments)
+        if made is NStepReplayBuffer and values["n_steps"] == arguments.get("n_steps"):
+            values["replay_buffer_class"] = None  # SB3's own choice for these n_steps; given, it would warn of it
     return values
 
 

@@ -262,7 +262,7 @@ def describe_encoder(policy: nn.Module, arguments: Mapping[str, Any]) -> Encoder
     network = next((part for part in policy.modules() if isinstance(part, Network | TimmNetwork)), None)
     spec = network.spec if network is not None and ENCODERS[kind].has_spec else None
     rest = {key: value for key, value in arguments.items() if key not in _SPEC_ARGUMENTS}
-    filled = _arguments_of(kind).model_validate(rest).model_dump(mode="json")
+    filled = _arguments_of(kind).model_validate_json(_as_json(rest)).model_dump(mode="json")
     if isinstance(extractor, MNV4Extractor | ImpalaCNN):
         filled["channels_last"] = extractor.channels_last  # as decided, however later versions decide
     return Encoder(
@@ -370,4 +370,9 @@ def describe_policy_arguments(kwargs: Mapping[str, Any]) -> PolicyArguments:
         for key, value in kwargs.items()
         if key not in ("features_extractor_class", "features_extractor_kwargs")
     }
-    return PolicyArguments.model_validate(rest)
+    return PolicyArguments.model_validate_json(_as_json(rest))
+
+
+def _as_json(arguments: Mapping[str, Any]) -> str:
+    """Arguments as a file has them, where lists and tuples are alike; what is no plain data is refused by its name."""
+    return json.dumps(arguments, default=str)

@@ -3,13 +3,15 @@
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
@@ -70,6 +72,26 @@ def test_loaded_q_learner_is_the_saved_one(algo, tmp_path):
     model = dqn(algo)
     assert_same_agent(model, load_agent(save_agent(model, tmp_path / "agent"), device="cpu"))
     assert_same_agent(model, load_agent(tmp_path / "agent", tiny_env(), device="cpu"))
+
+
+def test_an_agent_goes_on_counting_as_sb3s_zip_does(ppo, tmp_path):
+    ppo.save(tmp_path / "agent.zip")
+    loaded = load_agent(save_agent(ppo, tmp_path / "agent"), tiny_env(), device="cpu")
+    theirs = PPO.load(tmp_path / "agent.zip", tiny_env(), device="cpu")
+    assert loaded.num_timesteps == theirs.num_timesteps > 0
+    for model in (loaded, theirs):
+        model.learn(16, reset_num_timesteps=False)
+    assert loaded.num_timesteps == theirs.num_timesteps == ppo.num_timesteps + 16
+    assert loaded._current_progress_remaining == theirs._current_progress_remaining
+
+
+def test_steps_ahead_come_back_without_a_warning(tmp_path):
+    model = DQN("CnnPolicy", tiny_env(), n_steps=3, buffer_size=64, policy_kwargs={"net_arch": []}, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_agent(save_agent(model, tmp_path / "agent"), tiny_env(), device="cpu")
+    assert type(loaded.replay_buffer) is type(model.replay_buffer) is NStepReplayBuffer
+    assert (loaded.n_steps, loaded.replay_buffer.n_steps) == (3, 3)
 
 
 @pytest.mark.parametrize("env", [None, tiny_env], ids=["alone", "with environments"])
@@ -191,8 +213,9 @@ def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
     save_agent(ppo, tmp_path / "agent")
     env = tiny_env()
     env.action_space = spaces.Discrete(3)
-    with pytest.raises(ValueError, match="Action spaces do not match"):
+    with pytest.raises(ValueError, match=r"in other environments than env: Action spaces do not match") as refused:
         load_agent(tmp_path / "agent", env, device="cpu")
+    assert not isinstance(refused.value, DamagedError)
 
 
 class OwnPolicy(ActorCriticCnnPolicy):
@@ -231,7 +254,7 @@ def stepped_otherwise():
         (lambda: PPO("MlpPolicy", tiny_env(), device="cpu"), "policies CnnPolicy.*got ActorCriticPolicy"),
         (lambda: PPO(OwnPolicy, tiny_env(), device="cpu"), "got OwnPolicy"),
         (lambda: plain_ppo(policy_kwargs={"features_extractor_class": OwnExtractor}), "got OwnExtractor"),
-        (lambda: plain_ppo(learning_rate=lambda _: 1e-4), "learning_rate"),
+        (lambda: plain_ppo(learning_rate=lambda _: 1e-4), "learning_rate is <function.*LinearSchedule"),
         (lambda: plain_ppo(policy_kwargs={"activation_fn": th.nn.Softplus}), "activation_fn"),
         (lambda: plain_ppo(policy_kwargs={"optimizer_class": th.optim.Adagrad}), "optimizer_class"),
         (changed_ppo, "changed after it was built.*extra"),

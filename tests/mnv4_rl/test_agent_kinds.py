@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -76,6 +77,22 @@ def chess():
     return DummyVecEnv([Chess])
 
 
+class LeRobot(Robot):
+    """A robot whose observations are named as LeRobot names them."""
+
+    observation_space = spaces.Dict(
+        {"observation.image": spaces.Box(0, 255, (3, 40, 40), np.uint8), "observation.state": spaces.Box(-1, 1, (2,))}
+    )
+
+
+def cameras(n_envs):
+    return DummyVecEnv([lambda: FakeImageEnv(1, screen_height=40, screen_width=40, discrete=False)] * n_envs)
+
+
+NORMAL = NormalActionNoise(np.zeros(5), np.full(5, 0.1))
+DRIFTING = OrnsteinUhlenbeckActionNoise(np.zeros(5), np.full(5, 0.2), theta=0.1)
+
+
 def ppo(env=images, policy="CnnPolicy", **policy_kwargs):
     return PPO(policy, env(), n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=policy_kwargs or None, device="cpu")
 
@@ -109,6 +126,7 @@ KINDS = {
         features_extractor_class=MNV4Extractor,
         features_extractor_kwargs={"variant": scale_width(registry.get_spec("mnv4_conv_s"), 0.35), "grid": 1},
     ),
+    "tuples": lambda: ppo(**OURS | {"net_arch": (8, 8)}),
     "net_arch": lambda: ppo(**OURS | {"net_arch": {"pi": [8], "vf": [4, 4]}, "activation_fn": th.nn.SiLU}),
     "not shared": lambda: ppo(**OURS, share_features_extractor=False),
     "adamw": lambda: ppo(**OURS, optimizer_class=th.optim.AdamW, optimizer_kwargs={"amsgrad": True}),
@@ -120,6 +138,7 @@ KINDS = {
     "dict by sb3": lambda: ppo(robot, "MultiInputPolicy", features_extractor_class=CombinedExtractor),
     "dict, one argument": lambda: ppo(robot, MNV4Policy),
     "dict told by key": lambda: ppo(chess, MNV4Policy, features_extractor_kwargs={"channels_last": {"board": False}}),
+    "dict with dots": lambda: ppo(lambda: DummyVecEnv([LeRobot]), MNV4Policy),
     "dict with a Box of bools": lambda: ppo(switches, MNV4Policy),
     "a2c": lambda: A2C("CnnPolicy", images(), policy_kwargs=dict(OURS), device="cpu"),
     "a2c, one argument": lambda: A2C(MNV4Policy, images(), device="cpu"),
@@ -132,7 +151,10 @@ KINDS = {
     "sac": lambda: SAC("CnnPolicy", images(False), **OFF, policy_kwargs=dict(OURS), device="cpu"),
     "sac, one argument": lambda: SAC(MNV4SACPolicy, images(False), **OFF, ent_coef=0.1, device="cpu"),
     "td3": lambda: TD3(MNV4TD3Policy, images(False), **OFF, device="cpu"),
-    "ddpg": lambda: DDPG("CnnPolicy", images(False), **OFF, policy_kwargs=dict(OURS), device="cpu"),
+    "td3, noise": lambda: TD3(MNV4TD3Policy, cameras(2), **OFF, action_noise=NORMAL, device="cpu"),
+    "ddpg": lambda: DDPG(
+        "CnnPolicy", images(False), **OFF, policy_kwargs=dict(OURS), action_noise=DRIFTING, device="cpu"
+    ),
     "compiled policy": compiled(lambda: ppo(**OURS), "policy"),
     "compiled extractor": compiled(lambda: ppo(**OURS), "features_extractor"),
     "compiled network": compiled_network,
