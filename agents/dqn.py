@@ -99,6 +99,13 @@ def update_rhythm(train_freq: int, gradient_steps: int, n_envs: int) -> tuple[in
     return timesteps // n_envs, gradient_steps * timesteps // train_freq
 
 
+# What SB3's DQN takes of them by the same name, as it is.
+PASSED_ON = (
+    "buffer_size", "learning_starts", "batch_size", "learning_rate", "gamma", "target_update_interval",
+    "exploration_fraction", "exploration_final_eps", "max_grad_norm",
+)  # fmt: skip
+
+
 def build_dqn(
     env: VecEnv,
     encoder: str = DEFAULT_VARIANT,
@@ -130,17 +137,9 @@ def build_dqn(
     return algorithm(
         policy,
         env,
-        learning_rate=h.learning_rate,
-        buffer_size=h.buffer_size,
-        learning_starts=h.learning_starts,
-        batch_size=h.batch_size,
-        gamma=h.gamma,
+        **{name: getattr(h, name) for name in PASSED_ON},
         train_freq=train_freq,
         gradient_steps=gradient_steps,
-        target_update_interval=h.target_update_interval,
-        exploration_fraction=h.exploration_fraction,
-        exploration_final_eps=h.exploration_final_eps,
-        max_grad_norm=h.max_grad_norm,
         replay_buffer_class=AtariReplayBuffer,
         # SB3 ignores its own n_steps beside a replay_buffer_class.
         replay_buffer_kwargs={"n_steps": h.n_steps, "gamma": h.gamma},

@@ -87,6 +87,10 @@ PRESETS: dict[str, PPOHyperparameters] = {
 }
 
 
+# What SB3's PPO takes of them by the same name, as it is.
+PASSED_ON = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
+
+
 # Who trains. All have the same numbers; "auto" is SB3 on a CPU, and on a GPU graphs wherever they can be recorded.
 LOOPS: dict[str, Callable[..., PPO]] = {
     "sb3": PPO,
@@ -181,14 +185,7 @@ def build_ppo(
         env,
         learning_rate=linear_schedule(h.learning_rate, h.schedule_timesteps, total_timesteps),
         clip_range=linear_schedule(h.clip_range, h.schedule_timesteps, total_timesteps),
-        n_steps=h.n_steps,
-        batch_size=h.batch_size,
-        n_epochs=h.n_epochs,
-        gamma=h.gamma,
-        gae_lambda=h.gae_lambda,
-        ent_coef=h.ent_coef,
-        vf_coef=h.vf_coef,
-        max_grad_norm=h.max_grad_norm,
+        **{name: getattr(h, name) for name in PASSED_ON},
         policy_kwargs={**policy_kwargs(encoder), "optimizer_kwargs": dict(_ADAM)},
         rollout_buffer_class=DeviceRolloutBuffer,
         seed=seed,

@@ -21,13 +21,12 @@ from agents.runs.folder import RunFolder, replayable_command
 from agents.runs.output import courteous_output
 from agents.runs.run import new_folder
 from experiments.classification.config import ClassifyConfig, resumed
-from experiments.classification.images import Dataset
 from experiments.classification.report import accuracy_text, add_result, interval, read_results, write_test
 from experiments.classification.run import ClassificationRun
 from experiments.classification.sources import load_dataset
 from experiments.classification.training import Evaluation, Trainer
 from experiments.cli.command import INTERRUPTED_CODE, USER_ERROR_CODE, parse, sigterm_as_interrupt, user_errors
-from experiments.cli.results import shown
+from experiments.cli.results import places, shown
 from mnv4_rl.performance import tune
 
 
@@ -105,7 +104,7 @@ def heading(run: ClassificationRun) -> str:
         batch += f" (all training images; {config.batch_size:,} and the learning rate are for more)"
     return (
         f"{config.model} ({parameters(run):,} parameters) on {trainer.dataset.name}: {trainer.dataset.describe()}\n"
-        f"epochs {trainer.epochs_done + 1} to {config.epochs}, {batch}, {trainer.device}\n{places(run)}"
+        f"epochs {trainer.epochs_done + 1} to {config.epochs}, {batch}, {trainer.device}\n{places(run.path)}"
     )
 
 
@@ -118,13 +117,8 @@ def summary(run: ClassificationRun, evaluation: Evaluation) -> str:
         f"test         {accuracy_text(evaluation)}\n"
         f"weights      {shown(run.path / 'best.safetensors')}\n"
         f"confusion    {shown(run.path / 'confusion.png')}\n"
-        f"{places(run)}"
+        f"{places(run.path)}"
     )
-
-
-def places(run: ClassificationRun) -> str:
-    """Where the folder and its curves are."""
-    return f"run folder   {shown(run.path)}\ncurves       tensorboard --logdir {shown(run.path.parent)}"
 
 
 def result_row(run: ClassificationRun, evaluation: Evaluation) -> dict[str, Any]:

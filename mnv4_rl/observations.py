@@ -349,6 +349,11 @@ def _giver() -> Literal["nobody", "policy", "algorithm", "moved", "skipped"]:
     return "algorithm" if transposer is None else "skipped" if transposer.skip else "moved"
 
 
+def building_algorithm() -> BaseAlgorithm | None:
+    """The algorithm that is building the policy from which this is called; SB3 does not say."""
+    return _callers()[1]
+
+
 def _callers() -> tuple[bool, BaseAlgorithm | None]:
     """Whether a policy is being built, and the algorithm that builds it."""
     is_policy = False

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, cast
 import gymnasium as gym
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 
 from mnv4_rl.checks import did_you_mean
 from mnv4_rl.extractors import MNV4CombinedExtractor, MNV4Extractor, module_name
+from mnv4_rl.observations import building_algorithm
 
 
 def takes_uint8(extractor: nn.Module) -> bool:
@@ -191,7 +191,7 @@ class MNV4Defaults:
 
     @classmethod
     def _check_builder(cls) -> None:
-        builder = type(_builder())
+        builder = type(building_algorithm())
         if any(base.__name__ in cls.not_of for base in builder.__mro__):
             raise TypeError(f"{cls.__name__} is a policy of {cls.algorithms}, not of {builder.__name__}. {_OF_OTHERS}")
 
@@ -220,16 +220,6 @@ _OF_OTHERS = (
     "PPO, A2C and TRPO take MNV4Policy, DQN MNV4DQNPolicy, SAC MNV4SACPolicy, TD3 and DDPG MNV4TD3Policy; "
     "mnv4_rl.contrib has those of QR-DQN, RecurrentPPO and MaskablePPO."
 )
-
-
-def _builder() -> BaseAlgorithm | None:
-    """The algorithm that is building a policy; SB3 does not say."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if isinstance(owner := frame.f_locals.get("self"), BaseAlgorithm):
-            return owner
-        frame = frame.f_back
-    return None
 
 
 def _extractor_kwargs(kwargs: dict[str, Any], width: str) -> dict[str, Any]:
@@ -268,7 +258,24 @@ class MNV4DQNPolicy(MNV4Defaults, PixelDQNPolicy):
     algorithms = "DQN"
 
 
-class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
+class MNV4ActorCriticDefaults(MNV4Defaults):
+    """Mixin for SAC's and TD3's policies: actor and critic each see the pixels, and have two layers of 256."""
+
+    actor_class: ClassVar[type[SACActor | TD3Actor]]
+    default_net_arch = (256, 256)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """A new actor, with an encoder of its own if none is given."""
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return self.actor_class(**kwargs).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelContinuousCritic:
+        """A new critic, likewise."""
+        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return PixelContinuousCritic(**kwargs).to(self.device)
+
+
+class MNV4SACPolicy(MNV4ActorCriticDefaults, SACCnnPolicy):
     """The policy of SAC: ``SAC(MNV4SACPolicy, env)``; arguments as :class:`MNV4Defaults`.
 
     Two layers of 256 follow the encoder: a critic of one linear layer could not weigh an action by the picture. Actor
@@ -280,32 +287,14 @@ class MNV4SACPolicy(MNV4Defaults, SACCnnPolicy):
     # PPO and its kin would miss a value network after the first rollout, TQC the quantiles of its critics, CrossQ
     # critics whose BatchNorm it can set.
     not_of = ("OnPolicyAlgorithm", "TQC", "CrossQ")
-    default_net_arch = (256, 256)
-
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelSACActor:
-        """A new actor."""
-        return PixelSACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
-
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelContinuousCritic:
-        """A new critic, with an encoder of its own if none is given."""
-        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        return PixelContinuousCritic(**kwargs).to(self.device)
+    actor_class = PixelSACActor
 
 
-class MNV4TD3Policy(MNV4Defaults, TD3CnnPolicy):
+class MNV4TD3Policy(MNV4ActorCriticDefaults, TD3CnnPolicy):
     """The policy of TD3 and DDPG: ``TD3(MNV4TD3Policy, env)``; layers and encoders as :class:`MNV4SACPolicy`'s."""
 
     algorithms = "TD3 and DDPG"
-    default_net_arch = (256, 256)
-
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelTD3Actor:
-        """A new actor."""
-        return PixelTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
-
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> PixelContinuousCritic:
-        """A new critic, with an encoder of its own if none is given."""
-        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        return PixelContinuousCritic(**kwargs).to(self.device)
+    actor_class = PixelTD3Actor
 
 
 __all__ = [

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mnv4_rl.memory import check_fits, observation_bytes
 
-_BEFORE_RETURNS = ("actions", "rewards", "episode_starts", "advantages", "returns")
+_BEFORE_RETURNS = ("rewards", "episode_starts", "advantages", "returns")
 _SAMPLED = ("actions", "values", "log_probs", "advantages", "returns")  # in the order of SB3's samples
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from agents import INSTALL_LINE
 from mnv4_rl.atari.env import FRAMES_PER_SECOND
 
-VIDEO_INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 Sink = Callable[[np.ndarray], None]
 Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observation, screen -> screen
 LARGE, SMALL = 420, 210  # pixels that a picture is high at most, where its screen is no higher
@@ -73,7 +73,7 @@ def check_mp4() -> None:
     """
     if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
         raise ModuleNotFoundError(
-            f"mp4 needs imageio and imageio-ffmpeg; install them with: {VIDEO_INSTALL_LINE} (a GIF needs neither)"
+            f"mp4 needs imageio and imageio-ffmpeg; install them with: {INSTALL_LINE} (a GIF needs neither)"
         )
 
 

@@ -23,8 +23,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_atari_env as make_sb3_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
+from agents.dqn import PASSED_ON as DQN_SETTINGS
 from agents.dqn import DQNHyperparameters, build_dqn, update_rhythm
 from agents.encoders import policy_kwargs
+from agents.ppo import PASSED_ON as PPO_SETTINGS
 from agents.ppo import PPOHyperparameters, build_ppo, linear_schedule
 from experiments.benchmarking.measuring import Row, interleave, ratio
 from mnv4_rl.atari import make_atari_env
@@ -156,23 +158,14 @@ def build_sb3_agent(env: VecEnv, encoder: str, task: Task) -> BaseAlgorithm:
     # For NatureCNN these are SB3's own defaults.
     shared: dict[str, Any] = {"policy_kwargs": policy_kwargs(encoder), "seed": 0, "device": task.device}
     if task.algo == "ppo":
-        settings = {name: getattr(ppo, name) for name in _PPO_SETTINGS}
+        settings = {name: getattr(ppo, name) for name in PPO_SETTINGS}
         rates: dict[str, Any] = {
             key: linear_schedule(getattr(ppo, key), HORIZON, HORIZON) for key in ("learning_rate", "clip_range")
         }
         return PPO("CnnPolicy", env, **settings, **rates, **shared)
-    settings = {name: getattr(dqn, name) for name in _DQN_SETTINGS}
+    settings = {name: getattr(dqn, name) for name in DQN_SETTINGS}
     train_freq, gradient_steps = update_rhythm(dqn.train_freq, dqn.gradient_steps, task.n_envs)
     return DQN("CnnPolicy", env, train_freq=train_freq, gradient_steps=gradient_steps, **settings, **shared)
-
-
-_PPO_SETTINGS = (
-    "n_steps", "n_epochs", "batch_size", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm",
-)  # fmt: skip
-_DQN_SETTINGS = (
-    "buffer_size", "learning_starts", "batch_size", "learning_rate", "gamma", "target_update_interval",
-    "exploration_fraction", "exploration_final_eps", "max_grad_norm",
-)  # fmt: skip
 
 
 def train_once(agent: BaseAlgorithm, timesteps: int) -> float:

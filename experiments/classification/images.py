@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from mnv4_rl.memory import check_fits
 
-INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 PIECE = 1024  # images that are computed with at a time: the float copy of a large set would not fit beside it
 
 

@@ -30,8 +30,9 @@ from typing import Any, Literal
 import numpy as np
 import torch as th
 
+from agents import INSTALL_LINE
 from experiments.classification.folders import load_folder
-from experiments.classification.images import INSTALL_LINE, Dataset, Images, make_dataset
+from experiments.classification.images import Dataset, Images, make_dataset
 
 OnCorrupt = Literal["refuse", "skip"]
 DIGITS_SIZE = 16

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from agents.runs.checkpoints import newest_checkpoint
@@ -25,7 +24,7 @@ from experiments.cli.command import (
     sigterm_as_interrupt,
     user_errors,
 )
-from experiments.cli.results import shown
+from experiments.cli.results import places, shown
 from mnv4_rl.agent_tensors import NonFiniteError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -150,8 +149,3 @@ def summary(outcome: Outcome) -> str:
     if outcome.model.exists():
         lines.append(f"model        {shown(outcome.model)}")
     return "\n".join([*lines, places(outcome.folder)])
-
-
-def places(folder: Path) -> str:
-    """Where a run and its curves are."""
-    return f"run folder   {shown(folder)}\ncurves       tensorboard --logdir {shown(folder.parent)}"

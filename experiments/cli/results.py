@@ -85,6 +85,11 @@ _ENDS = {  # what 0 and 1 are on it
 }
 
 
+def places(folder: Path) -> str:
+    """Where a run and its curves are."""
+    return f"run folder   {shown(folder)}\ncurves       tensorboard --logdir {shown(folder.parent)}"
+
+
 def scales(games: Iterable[str]) -> list[str]:
     """The scales of games, each once: "human-normalised score (0 random play, 1 a human tester)"."""
     kinds = dict.fromkeys(family_of(game) for game in games)

@@ -15,6 +15,7 @@ from agents.runs import train_run
 from agents.runs.config import PPOConfig
 from agents.runs.logs import STEP, read_rows
 from agents.runs.resuming import recorded_config
+from experiments.racing.matrix import normalised
 from experiments.racing.planning import CONFIGS
 from experiments.searching.config import SearchConfig
 from experiments.study.cloning import Lesson, as_rewards_teach, clone_to, published_agent, record
@@ -98,7 +99,7 @@ def train_to(timesteps: int, candidate: Candidate, game: str, config: SearchConf
         if not outcome.finished:
             raise KeyboardInterrupt
         score = math.nan if outcome.score is None else outcome.score
-    low = (reference_scores(game) or (0.0, 1.0))[0]
+    low, _ = reference_scores(game)  # type: ignore[misc]  # a search takes no game without
     return low if math.isnan(score) else score  # no game ended: as good as the lowest
 
 
@@ -125,8 +126,4 @@ def _run_to(timesteps: int, candidate: Candidate, game: str, config: SearchConfi
 
 def mean_normalised(scores: Mapping[str, float]) -> float:
     """Mean over games of raw scores on the field's scale."""
-    values = []
-    for game, score in scores.items():
-        low, high = reference_scores(game) or (0.0, 1.0)
-        values.append((score - low) / (high - low))
-    return float(np.mean(values))
+    return float(np.mean([normalised(game, np.array(score)) for game, score in scores.items()]))

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from agents import INSTALL_LINE
 from agents.encoders import add_encoder
 from agents.runs.lock import FolderInUseError
 from experiments.engines.on_ray import run_all
@@ -30,7 +31,6 @@ from mnv4_rl.safe_files import make_folder
 if TYPE_CHECKING:
     import optuna
 
-INSTALL_LINE = "python -m pip install -c constraints.txt -e . -r requirements.txt"
 HEARTBEAT_SECONDS = 60  # a process that says nothing for three of them is taken for dead, and its candidate tried again
 _OF_THE_STUDY = (
     "by",  # first: a study without it is older than the flag

@@ -61,10 +61,15 @@ def resolve_game(name: str) -> str:
 @functools.cache
 def minimal_actions(rom_id: str) -> tuple[str, ...]:
     """Meanings of the actions a game uses, in ALE's order: `("NOOP", "FIRE", "RIGHT", "LEFT")` for `breakout`."""
+    return tuple(action.name for action in emulator_of(rom_id).getMinimalActionSet())
+
+
+def emulator_of(rom_id: str) -> ale_py.ALEInterface:
+    """An emulator with a game in it."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # or every ROM greets on stderr
     emulator = ale_py.ALEInterface()
     emulator.loadROM(str(roms.get_rom_path(rom_id)))
-    return tuple(action.name for action in emulator.getMinimalActionSet())
+    return emulator
 
 
 def gym_spec(rom_id: str, options: AtariOptions) -> EnvSpec:

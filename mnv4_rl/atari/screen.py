@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ale_py
 import numpy as np
-from ale_py import roms
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from mnv4_rl.atari.games import emulator_of
 from mnv4_rl.native_env import NativeVecEnv
 
 
@@ -63,8 +62,5 @@ class Screen:
 
 def screen_size(game: str) -> tuple[int, int]:
     """(height, width) of a game's screen in pixels: (210, 160), a few games are taller."""
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # or every ROM greets on stderr
-    emulator = ale_py.ALEInterface()
-    emulator.loadROM(str(roms.get_rom_path(game)))
-    height, width = emulator.getScreenDims()
+    height, width = emulator_of(game).getScreenDims()
     return height, width

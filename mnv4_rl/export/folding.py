@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -28,6 +29,7 @@ from mnv4_rl.models.layers import (
     DropPath,
     LayerScale,
     SamePadConv2d,
+    averages,
     missing_padding,
 )
 from mnv4_rl.models.network import GridHead, Network
@@ -90,7 +92,7 @@ class ReadVector(nn.Module):
         return th.cat(coded, 1).float()
 
 
-def _codes(space: spaces.Space) -> list[int]:
+def _codes(space: Any) -> list[int]:
     """Values of each number that is written as a one-hot code."""
     return [int(n) for n in (space.nvec.flatten() if isinstance(space, spaces.MultiDiscrete) else [space.n])]
 
@@ -108,21 +110,12 @@ class ToGrid(nn.Module):
 
     def __init__(self, map_size: tuple[int, int], grid: tuple[int, int]) -> None:
         super().__init__()
-        self.register_buffer("rows", _averages(map_size[0], grid[0]))
-        self.register_buffer("columns", _averages(map_size[1], grid[1]).t().contiguous())
+        self.register_buffer("rows", averages(map_size[0], grid[0]))
+        self.register_buffer("columns", averages(map_size[1], grid[1]).t().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, rows, columns)."""
         return self.rows @ x @ self.columns
-
-
-def _averages(size: int, cells: int) -> Tensor:
-    """(cells, size): row i averages the positions that adaptive pooling gives cell i."""
-    weights = th.zeros(cells, size)
-    for cell in range(cells):
-        first, last = cell * size // cells, -(-(cell + 1) * size // cells)
-        weights[cell, first:last] = 1 / (last - first)
-    return weights
 
 
 class Encoders(nn.Module):

@@ -200,12 +200,12 @@ def pool_to_grid(x: Tensor, height: int, width: int) -> Tensor:
         return x
     if not th.jit.is_scripting():
         if th.onnx.is_in_onnx_export():  # ONNX has no pooling by windows of different sizes
-            rows, columns = _pooling(int(x.shape[2]), height), _pooling(int(x.shape[3]), width)
+            rows, columns = averages(int(x.shape[2]), height), averages(int(x.shape[3]), width)
             return rows.to(x) @ x @ columns.T.to(x)
     return F.adaptive_avg_pool2d(x, (height, width))
 
 
-def _pooling(size: int, cells: int) -> Tensor:
+def averages(size: int, cells: int) -> Tensor:
     """The matrix (cells, size) that averages as :func:`torch.nn.functional.adaptive_avg_pool2d` does along an axis."""
     matrix = np.zeros((cells, size), np.float32)
     for cell in range(cells):

@@ -20,7 +20,6 @@ from tests.fuzz.mutations import BYTES, IN_ITS_PLACE, VALUES, places, replaced
 from tests.tiny_env import same, tiny_ppo
 
 REFUSED, HARMLESS = "refused", "harmless"
-FIRST_STATE = "optimizer/0/"
 
 
 @pytest.fixture(scope="module")

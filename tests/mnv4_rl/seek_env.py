@@ -6,7 +6,6 @@ from gymnasium import spaces
 
 SIDE, N_PLACES, EPISODE = 36, 3, 8
 IMAGE = spaces.Box(0, 255, (2, SIDE, SIDE), np.uint8)
-BEST = float(EPISODE)  # return of an agent that sees; a blind one gets about a third of it
 
 
 class SeekEnv(gym.Env):
