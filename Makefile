@@ -46,7 +46,7 @@ benchmark: $(STAMP)  ## Measure encoders and training against NatureCNN and plai
 benchmark-gpu: $(STAMP)  ## Measure everything on a GPU in 9 minutes: tests, encoders, PPO, DQN, Pong with the time left
 	$(PY) experiments/benchmark_gpu.py --budget-seconds 540 --device cuda $(ARGS)
 
-test: $(STAMP)  ## The default tests (8 to 12 minutes on 2 cores; JOBS=8 if you have 8)
+test: $(STAMP)  ## The default tests (8 to 10 minutes on 2 cores; JOBS=8 if you have 8)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)  ## The long tests: learning, memory, whole commands

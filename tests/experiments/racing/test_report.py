@@ -300,7 +300,7 @@ def test_procgen_is_reported_on_the_scale_of_its_paper(config, monkeypatch):
     assert final_normalised(races, "rl_s").tolist() == [[0.5]] * 3
     text = table(races, config)
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
     figures.draw_iqm(races, config, config.results_dir)
     for told in (text, drawn[0].get_supylabel()):
         assert "Procgen's paper" in told and "human" not in told

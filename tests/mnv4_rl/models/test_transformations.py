@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, jacfwd, jvp, stack_module_state, v
 from torch.utils.checkpoint import checkpoint
 
 from mnv4_rl import create_model
-from mnv4_rl.models.layers import _pooling
+from mnv4_rl.models.layers import averages
 from mnv4_rl.models.registry import get_spec, list_models
 
 SIZE = (41, 50)  # strides divide neither side, the grid divides no map
@@ -186,7 +186,7 @@ def test_onnx_computes_the_same_at_any_size_and_batch(name, dynamo, size, dtype,
 
 
 @pytest.mark.parametrize(("size", "grid"), [(7, 6), (13, 6), (6, 4), (5, 1)])
-def test_pooling_by_matrices_is_adaptive_pooling(size, grid):
+def testaverages_by_matrices_is_adaptiveaverages(size, grid):
     x = th.rand(2, 3, size, size + 1)
-    found = _pooling(size, grid) @ x @ _pooling(size + 1, grid).T
+    found = averages(size, grid) @ x @ averages(size + 1, grid).T
     th.testing.assert_close(found, nn.functional.adaptive_avg_pool2d(x, grid), rtol=0, atol=1e-6)
