@@ -26,7 +26,6 @@ from pydantic import (
     model_validator,
 )
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
@@ -360,7 +359,7 @@ def _encode(value: Any, name: str) -> Any:
         case NormalActionNoise():
             return {"noise": "normal", **_normal(value)}
         case OrnsteinUhlenbeckActionNoise():
-            start = None if value.initial_noise is None else value.initial_noise.tolist()
+            start = None if value.initial_noise is None else np.asarray(value.initial_noise).tolist()
             more = {"theta": float(value._theta), "dt": float(value._dt), "initial_noise": start}
             return {"noise": "ornstein_uhlenbeck", **_normal(value), **more}
     if callable(value):
@@ -387,7 +386,8 @@ def _decode(settings: Schema) -> dict[str, Any]:
         values["replay_buffer_class"] = made
         arguments = values["replay_buffer_kwargs"]
         schema_of(made, _SB3_GIVES).model_validate(arguments)
-        if made is NStepReplayBuffer and values["n_steps"] == arguments.get("n_steps"):
+        n_steps = values.get("n_steps", 1)
+        if kind == "NStepReplayBuffer" and n_steps > 1 and arguments == {"n_steps": n_steps, "gamma": values["gamma"]}:
             values["replay_buffer_class"] = None  # SB3's own choice for these n_steps; given, it would warn of it
     return values
 

@@ -363,10 +363,13 @@ class MNV4CombinedExtractor(BaseFeaturesExtractor):
         return th.cat([extractor(observations[key]) for key, extractor in parts], dim=1)
 
 
+_TAKEN = frozenset(("", *dir(nn.ModuleDict())))  # what torch lets no submodule be called, beside what has a "."
+
+
 def module_name(key: str) -> str:
-    """What a Dict's entry is called among torch's modules: its key, but "." and the names of a ModuleDict are taken."""
+    """What a Dict's entry is called among torch's modules: its key, or the nearest to it that torch takes."""
     name = key.replace(".", "·")
-    return f"{name}·" if not name or hasattr(nn.ModuleDict(), name) else name
+    return f"{name}·" if name in _TAKEN else name
 
 
 _TOLD_BY_KEY = ("normalized_image", "channels_last", "frame_channels")
