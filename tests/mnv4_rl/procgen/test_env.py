@@ -196,7 +196,7 @@ def test_modes_and_levels_are_chosen(make):
 @needs_envpool
 def test_ppo_learns_and_sb3_evaluates_on_it_as_it_stands(make):
     env = VecNormalize(make("starpilot", 4), norm_obs=False)
-    model = PPO("CnnPolicy", env, n_steps=64, batch_size=64, n_epochs=1).learn(256)
+    model = PPO("CnnPolicy", env, n_steps=256, batch_size=256, n_epochs=1, seed=0).learn(1024)
     assert model.ep_info_buffer
     returns, lengths = evaluate_policy(model, make("starpilot", 2), 2, return_episode_rewards=True)
     assert len(returns) == 2 and min(lengths) > 1
