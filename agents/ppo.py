@@ -89,8 +89,6 @@ PRESETS: dict[str, PPOHyperparameters] = {
 
 # What SB3's PPO takes of them by the same name, as it is.
 PASSED_ON = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
-
-
 # Who trains. All have the same numbers; "auto" is SB3 on a CPU, and on a GPU graphs wherever they can be recorded.
 LOOPS: dict[str, Callable[..., PPO]] = {
     "sb3": PPO,

@@ -132,7 +132,7 @@ def named_part(path: Path) -> str:
 
 
 def hub_config(path: Path) -> dict[str, Any]:
-    """Timm's ``config.json``, which the hub keeps beside a file; empty without one."""
+    """What the hub keeps beside a file of timm's, as ``config.json``; empty without one."""
     try:
         data = json.loads(read_file(path.with_name("config.json"), MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError):  # none, or some other program's
