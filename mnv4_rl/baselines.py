@@ -14,7 +14,7 @@ import torch as th
 from torch import Tensor, nn
 
 from mnv4_rl.checks import check_positive
-from mnv4_rl.extractors import ImageExtractor
+from mnv4_rl.image_extractor import ImageExtractor
 
 IMPALA_CHANNELS = (16, 32, 32)
 

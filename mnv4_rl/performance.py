@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_range
-from mnv4_rl.extractors import ImageExtractor
+from mnv4_rl.image_extractor import ImageExtractor
 from mnv4_rl.policies import PixelModel
 
 THREADS = Interval(1, 1024)  # far past any use; PyTorch tries to start as many as it is told

@@ -19,7 +19,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mnv4_rl.extractors import ImageExtractor, MNV4CombinedExtractor
+from mnv4_rl.extractors import MNV4CombinedExtractor
+from mnv4_rl.image_extractor import ImageExtractor
 from mnv4_rl.models.blocks import Stem
 from mnv4_rl.models.layers import (
     MAX_BYTE,

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTran
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor
 from mnv4_rl.baselines import ImpalaCNN
-from mnv4_rl.extractors import ImageExtractor
+from mnv4_rl.image_extractor import ImageExtractor
 from mnv4_rl.policies import PixelActorCriticPolicy, PixelDQNPolicy
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "observations.md"
