@@ -9,35 +9,28 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
-from inspect import signature
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
-    create_model,
     model_serializer,
     model_validator,
 )
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
-from stable_baselines3.common.type_aliases import TrainFreq
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch.overrides import TorchFunctionMode
 
+from mnv4_rl.agent_hyperparameters import Scalar, arguments_of, describe_settings, schema_of_settings
 from mnv4_rl.agent_parts import (
     AnySpace,
     Encoder,
-    Factor,
     Label,
-    Natural,
     Number,
     PolicyArguments,
     Share,
@@ -50,7 +43,7 @@ from mnv4_rl.agent_parts import (
 from mnv4_rl.memory import available_bytes, check_fits, observation_bytes
 from mnv4_rl.policies import MNV4Defaults
 from mnv4_rl.replay import AtariReplayBuffer
-from mnv4_rl.schemas import Schema, refusals, schema_of
+from mnv4_rl.schemas import Schema, refusals
 
 ALGORITHMS = {
     **dict.fromkeys(("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG"), "stable_baselines3"),
@@ -65,84 +58,7 @@ _POLICIES = {  # ours, by algorithm
     "RecurrentPPO": ("mnv4_rl.contrib", ("MNV4RecurrentPolicy",)),
     "MaskablePPO": ("mnv4_rl.contrib", ("MNV4MaskablePolicy",)),
 }
-_BUFFERS = {
-    "ReplayBuffer": "stable_baselines3.common.buffers",
-    "DictReplayBuffer": "stable_baselines3.common.buffers",
-    "NStepReplayBuffer": "stable_baselines3.common.buffers",
-    "AtariReplayBuffer": "mnv4_rl.replay",
-}
-
-
 _MAY_LACK = ("exploration_rate", "num_timesteps")  # of agent.json
-# Arguments of a replay buffer that SB3 fills in.
-_SB3_GIVES = ("buffer_size", "observation_space", "action_space", "device", "n_envs", "optimize_memory_usage")
-
-
-class LinearFall(Schema):
-    """A value that moves in a line from ``start`` to ``end`` over a share of the training."""
-
-    schedule: Literal["linear"] = "linear"
-    start: Factor
-    end: Factor
-    end_fraction: Annotated[float, Field(gt=0, le=1e6)]
-
-
-class NormalNoise(Schema):
-    """What SB3's NormalActionNoise adds to actions."""
-
-    noise: Literal["normal"] = "normal"
-    mean: list[Number]
-    sigma: list[Factor]
-
-    def make(self) -> NormalActionNoise:
-        """SB3's."""
-        return NormalActionNoise(np.array(self.mean), np.array(self.sigma))
-
-
-class OrnsteinUhlenbeckNoise(Schema):
-    """What SB3's OrnsteinUhlenbeckActionNoise adds to actions."""
-
-    noise: Literal["ornstein_uhlenbeck"] = "ornstein_uhlenbeck"
-    mean: list[Number]
-    sigma: list[Factor]
-    theta: Number
-    dt: Factor
-    initial_noise: list[Number] | None
-
-    def make(self) -> OrnsteinUhlenbeckActionNoise:
-        """SB3's."""
-        start = None if self.initial_noise is None else np.array(self.initial_noise)
-        return OrnsteinUhlenbeckActionNoise(np.array(self.mean), np.array(self.sigma), self.theta, self.dt, start)
-
-
-Noise: TypeAlias = Annotated[NormalNoise | OrnsteinUhlenbeckNoise, Field(discriminator="noise")]
-Schedule: TypeAlias = Factor | LinearFall
-Auto: TypeAlias = Annotated[str, Field(pattern=r"^auto(_\d{1,6}(\.\d{1,9})?)?$")]
-Scalar: TypeAlias = bool | int | Number | Label | None
-# What each hyperparameter may be, whatever the algorithm; an algorithm has those that its constructor takes.
-_HYPERPARAMETERS: dict[str, Any] = {
-    **dict.fromkeys(("learning_rate", "clip_range"), Schedule),
-    "clip_range_vf": Schedule | None,
-    **dict.fromkeys(("n_steps", "batch_size", "n_epochs", "buffer_size", "target_update_interval"), Natural),
-    **dict.fromkeys(("cg_max_steps", "line_search_max_iter", "n_critic_updates", "sub_sampling_factor"), Natural),
-    **dict.fromkeys(("policy_delay", "top_quantiles_to_drop_per_net"), Natural),
-    "learning_starts": Whole,
-    "gradient_steps": Annotated[int, Field(ge=-1, le=10**9)],
-    "sde_sample_freq": Annotated[int, Field(ge=-1, le=10**9)],
-    "train_freq": tuple[Natural, Literal["step", "episode"]],
-    **dict.fromkeys(("gamma", "gae_lambda", "tau", "exploration_initial_eps", "exploration_final_eps"), Share),
-    "exploration_fraction": Share,
-    **dict.fromkeys(("vf_coef", "cg_damping"), Factor),
-    **dict.fromkeys(("line_search_shrinking_factor", "target_policy_noise", "target_noise_clip"), Factor),
-    "ent_coef": Factor | Auto,
-    "target_entropy": Number | Literal["auto"],
-    **dict.fromkeys(("target_kl", "max_grad_norm"), Factor | None),
-    **dict.fromkeys(("normalize_advantage", "use_sde", "use_sde_at_warmup"), bool),
-    "optimize_memory_usage": bool,
-    "action_noise": Noise | None,
-    "replay_buffer_class": Literal[tuple(_BUFFERS)] | None,
-    "replay_buffer_kwargs": dict[Label, Scalar],
-}
 
 
 class Agent(Schema):
@@ -198,7 +114,8 @@ class Agent(Schema):
 
     def settings(self) -> Schema:
         """The hyperparameters by the schema of the algorithm."""
-        return _settings_of(self.algorithm).model_validate_json(json.dumps(self.hyperparameters, default=str))
+        schema = schema_of_settings(algorithm(self.algorithm))
+        return schema.model_validate_json(json.dumps(self.hyperparameters, default=str))
 
     def to_json(self) -> bytes:
         """The file's content."""
@@ -235,7 +152,7 @@ def describe(model: BaseAlgorithm) -> Agent:
             action_space=describe_space(model.action_space),
             n_envs=model.n_envs,
             seed=model.seed,
-            hyperparameters=_describe_hyperparameters(model),
+            hyperparameters=describe_settings(model, kind),
             optimizer=[],
             **progress_of(model),
         )
@@ -262,7 +179,7 @@ def rebuild(agent: Agent, env: VecEnv | None, device: str | th.device, max_bytes
         policy_kwargs=agent.encoder.policy_kwargs() | agent.policy_kwargs.policy_kwargs(),
         device=device,
         _init_setup_model=False,
-        **_decode(agent.settings()),
+        **arguments_of(agent.settings()),
     )
     observation_space, action_space = agent.observation_space.make(), agent.action_space.make()
     if env is None:
@@ -320,76 +237,6 @@ def policies(name: str) -> dict[str, type]:
     own = {short: made for short, made in algorithm(name).policy_aliases.items() if not short.startswith("Mlp")}
     module, names = _POLICIES.get(name, ("mnv4_rl.policies", ()))
     return own | {ours: getattr(import_module(module), ours) for ours in names}
-
-
-@cache
-def _settings_of(name: str) -> type[Schema]:
-    """The schema of an algorithm's hyperparameters."""
-    known = [key for key in signature(algorithm(name)).parameters if key in _HYPERPARAMETERS]
-    fields: dict[str, Any] = {key: (_HYPERPARAMETERS[key], ...) for key in known}
-    return create_model(name, __base__=Schema, **fields)
-
-
-def _describe_hyperparameters(model: Any) -> dict[str, Any]:
-    encoded = {key: _encode(getattr(model, key), key) for key in _settings_of(_saved_as(model).__name__).model_fields}
-    for buffer in ("rollout_buffer", "replay_buffer"):
-        kind = type(getattr(model, buffer, None))
-        if kind.__module__.partition(".")[0] not in ("stable_baselines3", "sb3_contrib", "mnv4_rl", "builtins"):
-            raise ValueError(f"{buffer} is a {kind.__name__}, which a file cannot tell; use model.save().")
-    return encoded
-
-
-def _encode(value: Any, name: str) -> Any:
-    """A hyperparameter as JSON: numbers, schedules, noise and the names of replay buffers."""
-    match value:
-        case FloatSchedule():
-            return _encode(value.value_schedule, name)
-        case ConstantSchedule():
-            return value.val
-        case LinearSchedule():
-            return {"schedule": "linear", "start": value.start, "end": value.end, "end_fraction": value.end_fraction}
-        case TrainFreq():
-            return [value.frequency, value.unit.value]
-        case type():
-            return value.__name__
-        case np.generic():
-            return value.item()
-        case VectorizedActionNoise():
-            return _encode(value.base_noise, name)
-        case NormalActionNoise():
-            return {"noise": "normal", **_normal(value)}
-        case OrnsteinUhlenbeckActionNoise():
-            start = None if value.initial_noise is None else np.asarray(value.initial_noise).tolist()
-            more = {"theta": float(value._theta), "dt": float(value._dt), "initial_noise": start}
-            return {"noise": "ornstein_uhlenbeck", **_normal(value), **more}
-    if callable(value):
-        raise ValueError(
-            f"{name} is {value!r}, code that a file cannot tell; give a number, or SB3's LinearSchedule(start, end, "
-            "end_fraction) of stable_baselines3.common.utils, or use model.save()."
-        )
-    return value
-
-
-def _normal(noise: Any) -> dict[str, Any]:
-    return {"mean": np.asarray(noise._mu).tolist(), "sigma": np.asarray(noise._sigma).tolist()}
-
-
-def _decode(settings: Schema) -> dict[str, Any]:
-    values = {key: getattr(settings, key) for key in type(settings).model_fields}
-    for key, value in values.items():
-        if isinstance(value, LinearFall):
-            values[key] = LinearSchedule(value.start, value.end, value.end_fraction)
-        elif isinstance(value, NormalNoise | OrnsteinUhlenbeckNoise):
-            values[key] = value.make()
-    if kind := values.get("replay_buffer_class"):
-        made = getattr(import_module(_BUFFERS[kind]), kind)
-        values["replay_buffer_class"] = made
-        arguments = values["replay_buffer_kwargs"]
-        schema_of(made, _SB3_GIVES).model_validate(arguments)
-        n_steps = values.get("n_steps", 1)
-        if kind == "NStepReplayBuffer" and n_steps > 1 and arguments == {"n_steps": n_steps, "gamma": values["gamma"]}:
-            values["replay_buffer_class"] = None  # SB3's own choice for these n_steps; given, it would warn of it
-    return values
 
 
 class NoBuffer:
