@@ -23,11 +23,13 @@ import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from mnv4_rl import save_agent
+from mnv4_rl.agent_files import check_agent_place
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.rllib import rl_module, to_agent
 
-# SB3's options of Atari, for ALE's own vector environment: pictures (4, 84, 84) uint8.
-ATARI = {"repeat_action_probability": 0.0, "episodic_life": True, "reward_clipping": True}
+# For ALE's own vector environment: pictures (4, 84, 84) uint8. Its `episodic_life` is not SB3's: it would begin a new
+# game at every lost life.
+ATARI = {"repeat_action_probability": 0.0, "reward_clipping": True}
 PPO = {  # rl-zoo's values, as agents.ppo.PRESETS has them
     "lr": 2.5e-4,
     "gamma": 0.99,
@@ -76,6 +78,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--address", default="local", help="a Ray cluster that exists; by default one on this machine")
     parser.add_argument("--agent", type=Path, default=Path("rllib_pong"), help="folder for the agent")
     flags = parser.parse_args(args)
+    check_agent_place(flags.agent)  # before hours of training, not after
     ray.init(address=flags.address, include_dashboard=False if flags.address == "local" else None)
     config = configure(flags.game, flags.encoder, flags.env_runners, flags.envs, flags.learners, flags.gpus_per_learner)
     algorithm = config.build_algo()

@@ -10,7 +10,8 @@ the first is the same work again. Nothing else about the agent changes: it acts 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -42,20 +43,54 @@ def keep_features(model: Model) -> Model:
         ValueError: If the encoder is not frozen.
     """
     extractor = _frozen(model)
-    pool: Any = extractor.network.head.pool  # the head behind it is what learns
-    seen: list[Tensor] = []
-
-    def look(_: nn.Module, __: Any, maps: Tensor) -> None:
-        seen[:] = [maps]
-
-    pool.register_forward_hook(look)
-    with th.no_grad():
-        extractor(th.zeros(1, *extractor.layout.shape, dtype=th.uint8, device=model.device))
-    extractor.kept_shape = tuple(seen[0].shape[1:])
-    buffer = _buffer(model, extractor.kept_shape)
-    model.policy.register_forward_hook(lambda *_: buffer.stage(seen[0]))  # which acting alone calls, once a step
-    model.rollout_buffer = buffer
+    maps_of = _LastMaps(cast("PixelActorCriticPolicy", model.policy), extractor)
+    blank = np.zeros((1, *extractor.layout.shape), np.uint8)
+    extractor.kept_shape = tuple(maps_of(blank).shape[1:])
+    model.rollout_buffer = _buffer(model, extractor.kept_shape, maps_of)
     return model
+
+
+class _LastMaps:
+    """The maps of images, without computing them where the policy has just acted on these very images.
+
+    SB3 acts, lets callbacks do what they like, with the policy too, and only then adds the images to the rollout.
+    """
+
+    def __init__(self, policy: PixelActorCriticPolicy, extractor: MNV4Extractor) -> None:
+        self._policy = policy
+        self._maps: Tensor | None = None  # of whatever the head read last, minibatches too
+        self._acted: tuple[Any, Any] = (None, None)  # images, maps
+        pool: Any = extractor.network.head.pool  # the head behind it is what learns
+        pool.register_forward_hook(self._look)
+        policy.register_forward_hook(self._remember, with_kwargs=True)
+
+    def _look(self, _: nn.Module, __: Any, maps: Tensor) -> None:
+        self._maps = maps
+
+    def _remember(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
+        self._acted = (args[0] if args else kwargs.get("obs"), self._maps)
+
+    def __call__(self, observations: np.ndarray) -> Tensor:
+        """(n, *image) uint8 -> (n, channels, height, width) float."""
+        images = th.as_tensor(observations, device=self._policy.device)
+        acted, maps = self._acted
+        if isinstance(acted, Tensor) and acted.shape == images.shape and th.equal(acted, images):
+            return maps
+        with th.no_grad():
+            self._policy.extract_features(images)
+        assert self._maps is not None  # the head has just read them
+        return self._maps
+
+
+class FeatureRolloutBuffer(DeviceRolloutBuffer):
+    """A rollout that keeps the maps of the images that it is given."""
+
+    maps_of: Callable[[np.ndarray], Tensor]
+
+    def add(self, obs: Any, *rest: Any) -> None:
+        """As SB3's; ``obs`` are images."""
+        self.stage(self.maps_of(obs))
+        super().add(obs, *rest)
 
 
 def _frozen(model: OnPolicyAlgorithm) -> MNV4Extractor:
@@ -66,11 +101,11 @@ def _frozen(model: OnPolicyAlgorithm) -> MNV4Extractor:
             f"Rollouts of {', '.join(ALGORITHMS)} with a policy of mnv4_rl.policies can keep features, got "
             f"{type(model).__name__} with {type(policy).__name__}."
         )
+    if isinstance(model.rollout_buffer, FeatureRolloutBuffer):
+        raise TypeError("This agent's rollouts keep features already.")
     if type(model.rollout_buffer) not in (RolloutBuffer, DeviceRolloutBuffer):
         raise TypeError(f"Features would take the place of a {type(model.rollout_buffer).__name__}; leave it out.")
     extractor = policy.features_extractor
-    if getattr(extractor, "kept_shape", None):
-        raise TypeError("This agent's rollouts keep features already.")
     if not isinstance(extractor, MNV4Extractor) or not extractor.accepts_uint8 or not policy.share_features_extractor:
         raise TypeError(
             "One MNV4Extractor for policy and value, on uint8 images, can have its features kept, got "
@@ -82,11 +117,13 @@ def _frozen(model: OnPolicyAlgorithm) -> MNV4Extractor:
     return extractor
 
 
-def _buffer(model: Any, shape: tuple[int, ...]) -> DeviceRolloutBuffer:
+def _buffer(model: Any, shape: tuple[int, ...], maps_of: Callable[[np.ndarray], Tensor]) -> FeatureRolloutBuffer:
     space = spaces.Box(-math.inf, math.inf, shape, np.float32)
-    return DeviceRolloutBuffer(
+    buffer = FeatureRolloutBuffer(
         model.n_steps, space, model.action_space, model.device, model.gae_lambda, model.gamma, model.n_envs
     )
+    buffer.maps_of = maps_of
+    return buffer
 
 
 __all__ = ["keep_features"]

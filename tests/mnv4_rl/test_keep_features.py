@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -112,6 +113,28 @@ def test_the_agent_is_saved_and_plays_as_any_other(weights: Path, tmp_path: Path
     expected, _ = model.predict(images, deterministic=True)
     loaded = load_agent(tmp_path / "agent", device="cpu")
     assert np.array_equal(loaded.predict(images, deterministic=True)[0], expected)
+
+
+def test_other_calls_of_the_policy_change_no_rollout(weights: Path) -> None:
+    """Such as a callback's between acting and the rollout, or a user's before and after training."""
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            with th.no_grad():
+                self.model.policy(obs=th.zeros(N_ENVS, 4, SIDE, SIDE, dtype=th.uint8))
+            return True
+
+    rollouts = []
+    for callback in (None, Look()):
+        model = keep_features(make_agent(weights))
+        model.policy(model.policy.obs_to_tensor(model.env.reset())[0])
+        model.set_random_seed(0)
+        for inner in model.env.envs:
+            inner.observation_space.seed(0)
+        model.learn(N_STEPS * N_ENVS, callback)
+        rollouts.append(model.rollout_buffer.observations.clone())
+        model.policy(model.policy.obs_to_tensor(model.env.reset())[0])
+    assert rollouts[0].std() > 0 and th.equal(*rollouts)
 
 
 class TestRefusals:

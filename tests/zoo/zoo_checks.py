@@ -32,10 +32,10 @@ def fresh_hyperparameters():
 
 @pytest.mark.parametrize("algo", SMALL)
 def test_train_then_enjoy(algo, tmp_path, monkeypatch):
-    log = f"--algo {algo} --env ALE/Pong-v5 -f {tmp_path}"
+    log = f"--algo {algo} --env PongNoFrameskip-v4 -f {tmp_path}"
     command(monkeypatch, f"{log} -conf mnv4_rl.zoo.{algo} -n 128 --eval-freq -1 -params {SMALL[algo]}")
     zoo_train.train()
-    (path,) = (tmp_path / algo).glob("*/ALE-Pong-v5.zip")
+    (path,) = (tmp_path / algo).glob("*/PongNoFrameskip-v4.zip")
     _, parameters, _ = load_from_zip_file(path)
     assert any("network.stem.conv" in name for name in parameters["policy"])
     played = []
@@ -63,7 +63,7 @@ def test_optimize_keeps_the_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(MNV4Extractor, "__init__", build)
     command(
         monkeypatch,
-        f"--algo ppo --env ALE/Pong-v5 -f {tmp_path} -conf mnv4_rl.zoo.ppo -optimize --n-trials 1 --n-jobs 1 "
+        f"--algo ppo --env PongNoFrameskip-v4 -f {tmp_path} -conf mnv4_rl.zoo.ppo -optimize --n-trials 1 --n-jobs 1 "
         "--no-optim-plots --n-startup-trials 1 --n-evaluations 1 --eval-episodes 1 -n 64 -params n_envs:1",
     )
     zoo_train.train()
