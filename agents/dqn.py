@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from stable_baselines3 import DQN
@@ -12,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import Adam
 
 from agents.encoders import policy_kwargs
-from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges, numbers_as_pythons
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.policies import PixelDQNPolicy
 from mnv4_rl.replay import AtariReplayBuffer
@@ -33,7 +34,6 @@ _RANGES = {
     "gamma": Interval(0, 1),
     "max_grad_norm": Interval(0, includes_low=False),
 }
-CONTRIB_INSTALL_LINE = 'python -m pip install -c constraints.txt -e ".[contrib]"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,9 @@ class DQNHyperparameters:
     """Discount per agent timestep."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        numbers_as_pythons(self)
 
     def check(self) -> None:
         """Refuse settings that no training could have.
@@ -154,11 +157,9 @@ def _algorithm(algo: str) -> tuple[Any, Any]:
     check_choice("algo", algo, ALGOS)
     if algo == "dqn":
         return DQN, PixelDQNPolicy
-    try:
-        from sb3_contrib import QRDQN
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"QR-DQN comes with sb3-contrib; install it with: {CONTRIB_INSTALL_LINE}") from error
-    return QRDQN, "CnnPolicy"
+    from mnv4_rl.contrib import PixelQRDQNPolicy  # says how sb3-contrib is installed where it is missing
+
+    return import_module("sb3_contrib").QRDQN, PixelQRDQNPolicy
 
 
 def _optimizer(algo: str, hyperparameters: DQNHyperparameters) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.device_ppo import DevicePPO
 from agents.encoders import policy_kwargs
-from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges, numbers_as_pythons
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.rollout import DeviceRolloutBuffer
@@ -61,6 +61,9 @@ class PPOHyperparameters:
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        numbers_as_pythons(self)
 
     def check(self) -> None:
         """Refuse settings that no training could have.

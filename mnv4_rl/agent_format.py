@@ -38,8 +38,8 @@ from mnv4_rl.agent_parts import (
     describe_encoder,
     describe_policy_arguments,
     describe_space,
-    without_numpy,
 )
+from mnv4_rl.checks import without_numpy
 from mnv4_rl.memory import available_bytes, check_fits, observation_bytes
 from mnv4_rl.policies import MNV4Defaults
 from mnv4_rl.replay import AtariReplayBuffer
@@ -54,7 +54,7 @@ _POLICIES = {  # ours, by algorithm
     "DQN": ("mnv4_rl.policies", ("PixelDQNPolicy", "MNV4DQNPolicy")),
     "SAC": ("mnv4_rl.policies", ("MNV4SACPolicy",)),
     **dict.fromkeys(("TD3", "DDPG"), ("mnv4_rl.policies", ("MNV4TD3Policy",))),
-    "QRDQN": ("mnv4_rl.contrib", ("MNV4QRDQNPolicy",)),
+    "QRDQN": ("mnv4_rl.contrib", ("PixelQRDQNPolicy", "MNV4QRDQNPolicy")),
     "RecurrentPPO": ("mnv4_rl.contrib", ("MNV4RecurrentPolicy",)),
     "MaskablePPO": ("mnv4_rl.contrib", ("MNV4MaskablePolicy",)),
 }

@@ -349,15 +349,6 @@ class PolicyArguments(Given):
         return {key: _CLASSES[key].get(value, value) if key in _CLASSES else value for key, value in kwargs.items()}
 
 
-def without_numpy(arguments: Any) -> Any:
-    """Arguments, in lists and dicts too, with Python's own numbers for NumPy's, which are no plain data."""
-    if isinstance(arguments, dict):
-        return {key: without_numpy(value) for key, value in arguments.items()}
-    if isinstance(arguments, list | tuple):
-        return type(arguments)(without_numpy(value) for value in arguments)
-    return arguments.item() if isinstance(arguments, np.generic) else arguments
-
-
 def describe_policy_arguments(kwargs: Mapping[str, Any]) -> PolicyArguments:
     """SB3's ``policy_kwargs`` without the encoder.
 

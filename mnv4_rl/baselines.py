@@ -9,6 +9,8 @@ Sources:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gymnasium as gym
 import torch as th
 from torch import Tensor, nn
@@ -69,6 +71,8 @@ def impala_network(
     Shape:
         (N, in_channels, height, width) -> (N, features_dim), not negative.
     """
+    if not isinstance(channels, Sequence) or not channels:
+        raise ValueError(f"channels must be those of one section or more, such as {IMPALA_CHANNELS}, got {channels!r}.")
     check_positive(**{f"channels[{i}]": section for i, section in enumerate(channels)})
     sections = nn.Sequential()
     for out_channels in channels:

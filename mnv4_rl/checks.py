@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
 
 
 def check_positive(**values: int) -> None:
@@ -69,20 +74,44 @@ def check_range(name: str, value: float, allowed: Interval) -> None:
         raise ValueError(f"{name} must lie in {allowed}, got {value!r}.")
 
 
-def check_ranges(settings: object, ranges: Mapping[str, Interval]) -> None:
-    """Refuse settings of which one lies outside its range; one that is None is not set.
+def check_ranges(settings: Any, ranges: Mapping[str, Interval]) -> None:
+    """Refuse settings of which one lies outside its range, or is no whole number where its annotation is ``int``.
 
     Args:
-        settings: An object with a number, or None, under each name.
+        settings: A dataclass with a number under each name, or None where the annotation has it.
         ranges: Name -> allowed numbers.
 
     Raises:
         ValueError: Naming the first setting, what it was and what is allowed.
     """
+    kinds = _kinds(type(settings))
     for name, allowed in ranges.items():
         value = getattr(settings, name)
-        if value is not None:
-            check_range(name, value, allowed)
+        if value is None and NoneType in kinds[name]:
+            continue
+        if float not in kinds[name] and not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number in {allowed}, got {value!r}.")
+        check_range(name, value, allowed)
+
+
+def _kinds(settings: type) -> dict[str, tuple[type, ...]]:
+    """Name of a field -> the types that its annotation has."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(settings).items()}
+
+
+def without_numpy(arguments: Any) -> Any:
+    """Arguments, in lists and dicts too, with Python's own numbers for NumPy's, which are no plain data."""
+    if isinstance(arguments, dict):
+        return {key: without_numpy(value) for key, value in arguments.items()}
+    if isinstance(arguments, list | tuple):
+        return type(arguments)(without_numpy(value) for value in arguments)
+    return arguments.item() if isinstance(arguments, np.generic) else arguments
+
+
+def numbers_as_pythons(settings: Any) -> None:
+    """Turn NumPy's numbers, words and truth values in a frozen dataclass's fields into Python's, in place."""
+    for field in fields(settings):
+        object.__setattr__(settings, field.name, without_numpy(getattr(settings, field.name)))
 
 
 def check_type(name: str, value: object, allowed: type | tuple[type, ...]) -> None:
@@ -122,6 +151,19 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def did_you_mean(close: Sequence[str]) -> str:
     """The hint in a message about an unknown name, with a space before it; empty where nothing comes close."""
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def check_options(kind: type, given: Mapping[str, Any]) -> None:
+    """Refuse names that are no fields of a dataclass.
+
+    Raises:
+        TypeError: Naming the first, the nearest to it and all that there are.
+    """
+    names = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise TypeError(f"Unknown option {name!r}.{did_you_mean(close)} The options are {', '.join(names)}.")
 
 
 def check_heads(channels: int, num_heads: int) -> int:

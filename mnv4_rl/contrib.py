@@ -31,10 +31,8 @@ class PixelQuantileNetwork(QuantileNetwork, PixelModel):
     """sb3-contrib's quantile network on uint8 images."""
 
 
-class MNV4QRDQNPolicy(MNV4Defaults, QRDQNCnnPolicy):
-    """The policy of QR-DQN: ``QRDQN(MNV4QRDQNPolicy, env)``. QR-DQN sets Adam's eps by its batch size, as always."""
-
-    algorithms = "QR-DQN"
+class PixelQRDQNPolicy(QRDQNCnnPolicy):
+    """sb3-contrib's ``"CnnPolicy"`` of QR-DQN, arguments and numbers included, on uint8 images."""
 
     def make_quantile_net(self) -> PixelQuantileNetwork:
         """A new network with an encoder of its own."""
@@ -42,20 +40,25 @@ class MNV4QRDQNPolicy(MNV4Defaults, QRDQNCnnPolicy):
         return PixelQuantileNetwork(**kwargs).to(self.device)
 
 
+class MNV4QRDQNPolicy(MNV4Defaults, PixelQRDQNPolicy):
+    """The policy of QR-DQN: ``QRDQN(MNV4QRDQNPolicy, env)``. QR-DQN sets Adam's eps by its batch size, as always."""
+
+    algorithms = ("QRDQN",)
+
+
 # As in mnv4_rl.policies: sb3-contrib's class returns two tensors if encoders are not shared.
 class MNV4RecurrentPolicy(MNV4Defaults, RecurrentActorCriticCnnPolicy, PixelModel):  # type: ignore[misc]
     """The policy of RecurrentPPO: ``RecurrentPPO(MNV4RecurrentPolicy, env)``; its LSTM follows the encoder."""
 
-    algorithms = "RecurrentPPO"
-    not_of = ("PPO", "A2C", "TRPO")  # which hand no LSTM its state
+    algorithms = ("RecurrentPPO",)
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {"eps": 1e-5}
 
 
 class MNV4MaskablePolicy(MNV4Defaults, MaskableActorCriticCnnPolicy, PixelModel):  # type: ignore[misc]
     """The policy of MaskablePPO: ``MaskablePPO(MNV4MaskablePolicy, env)``."""
 
-    algorithms = "MaskablePPO"
+    algorithms = ("MaskablePPO",)
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {"eps": 1e-5}
 
 
-__all__ = ["MNV4MaskablePolicy", "MNV4QRDQNPolicy", "MNV4RecurrentPolicy"]
+__all__ = ["MNV4MaskablePolicy", "MNV4QRDQNPolicy", "MNV4RecurrentPolicy", "PixelQRDQNPolicy"]

@@ -89,6 +89,6 @@ def create_model(
     network = build(spec, in_channels, num_classes, size, frame_channels)
     if drop_path_rate:
         set_drop_path(network, drop_path_rate)
-    if pretrained:
+    if pretrained or pretrained == "":  # which is refused, not taken for False
         load_pretrained(network, pretrained)
     return FeaturePyramid(network, out_indices) if features_only else network

@@ -69,8 +69,8 @@ class MNV4Extractor(ImageExtractor):
             common, colour by colour.
 
     Raises:
-        ValueError: If the space is no image, the variant unknown, the file does not fit, or frozen is not pretrained;
-            or if the weights know images in [0, 1] less their mean, and the space goes below 0.
+        ValueError: If the space is no image, the variant unknown, the file does not fit or is an empty name, or frozen
+            is not pretrained; or if the weights know images in [0, 1] less their mean, and the space goes below 0.
         FileNotFoundError: At the first batch, if the file was not there and no agent was loaded; it warns before.
     """
 
@@ -91,6 +91,8 @@ class MNV4Extractor(ImageExtractor):
         frozen: bool = False,
         frame_channels: int | None = None,
     ) -> None:
+        if pretrained == "":  # an environment variable that is not set
+            raise ValueError("pretrained must be the path of a file, True or False, got ''.")
         if frozen and not pretrained:
             raise ValueError("frozen=True would keep random weights: pass pretrained=<path> too, or leave it out.")
         super().__init__(observation_space, features_dim, normalized_image, channels_last)
@@ -101,7 +103,9 @@ class MNV4Extractor(ImageExtractor):
             self.network = TimmNetwork(spec, channels, (height, width))
         else:
             own = encoder_spec(row, self.features_dim, grid, keep_batch_norm=bool(pretrained))
-            self.network = build(own, channels, 0, (height, width), frame_channels or self.layout.frame_channels)
+            if frame_channels is None:
+                frame_channels = self.layout.frame_channels
+            self.network = build(own, channels, 0, (height, width), frame_channels)
         self.weights = PretrainedWeights(self.network, pretrained) if pretrained else None
         if self.weights is not None or isinstance(row, TimmSpec):
             statistics = AS_IT_IS if normalized_image or self.weights is None else self.weights.statistics

@@ -12,11 +12,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-# Linux: MemAvailable in kB; the limits of control groups (version 2, version 1) in bytes, or the word "max".
-_MEMORY_FILES = (
-    Path("/proc/meminfo"),
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+_MEMINFO = Path("/proc/meminfo")  # of Linux
+_GROUPS = Path("/sys/fs/cgroup")
+# Of a control group, version 2 and version 1: the limit in bytes, or the word "max"; what is in use; and, in its
+# statistics, how much of that are files which the system would give up.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 
 
@@ -48,9 +50,12 @@ def available_bytes(device: th.device | None = None) -> float:
     sizes = [float("inf")]
     if hasattr(os, "sysconf"):
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for file in _MEMORY_FILES:
-        if match := re.search(r"^(?:MemAvailable: *)?(\d+)( kB)?$", _read(file), re.MULTILINE):
-            sizes.append(int(match[1]) * (1024 if match[2] else 1))
+    if (system := _number(_MEMINFO, "MemAvailable: *", " kB")) is not None:
+        sizes.append(system * 1024)
+    for limit_file, usage_file, statistics_file, files in _GROUP_FILES:
+        if (limit := _number(_GROUPS / limit_file)) is not None:
+            used = (_number(_GROUPS / usage_file) or 0) - (_number(_GROUPS / statistics_file, f"{files} ") or 0)
+            sizes.append(max(0, limit - max(0, used)))
     return min(sizes)
 
 
@@ -63,5 +68,7 @@ def observation_bytes(space: spaces.Space) -> int:
     return math.prod(shape) * getattr(space.dtype, "itemsize", 1)
 
 
-def _read(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+def _number(file: Path, before: str = "", after: str = "") -> int | None:
+    """The whole number that is a line of its own, between two patterns; None without such a file or line."""
+    match = re.search(rf"^{before}(\d+){after}$", file.read_text() if file.exists() else "", re.MULTILINE)
+    return int(match[1]) if match else None

@@ -80,12 +80,14 @@ def set_precision(policy: nn.Module, precision: str) -> None:
         precision: A key of :data:`PRECISIONS`.
 
     Raises:
+        TypeError: For what is no policy, such as the agent.
         ValueError: For another precision, or a policy that cannot change its own.
 
     Warns:
         RuntimeWarning: For bf16 on a processor that has no units for it.
     """
     check_choice("precision", precision, tuple(PRECISIONS))
+    _check_policy(policy)
     models = [module for module in policy.modules() if isinstance(module, PixelModel)]
     if not models and precision != "fp32":
         raise ValueError(
@@ -121,7 +123,11 @@ def compile_encoders(policy: nn.Module, *, graphs: bool = True) -> int:
 
     Returns:
         Encoders compiled.
+
+    Raises:
+        TypeError: For what is no policy, such as the agent.
     """
+    _check_policy(policy)
     compiled = 0
     for extractor in [module for module in policy.modules() if isinstance(module, ImageExtractor)]:
         network = extractor.network
@@ -138,6 +144,11 @@ def compile_encoders(policy: nn.Module, *, graphs: bool = True) -> int:
             network._compiled_call_impl = None
             warnings.warn(f"{type(extractor).__name__} is not compiled: {error}", RuntimeWarning, stacklevel=2)
     return compiled
+
+
+def _check_policy(policy: object) -> None:
+    if not isinstance(policy, nn.Module):
+        raise TypeError(f"The policy is what is changed, got {type(policy).__name__}; of an agent pass model.policy.")
 
 
 def _read_dtype(extractor: ImageExtractor) -> th.dtype:

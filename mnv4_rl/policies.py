@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import gymnasium as gym
 import torch as th
@@ -149,8 +149,8 @@ class MNV4Defaults:
             own ``eps``, ``optimizer_kwargs=dict(fused=False)`` is the other.
 
     Attributes:
-        algorithms: Names of the algorithms it is a policy of.
-        not_of: Names of classes of algorithms that would build it and fail in training alone.
+        algorithms: Names of the algorithms it is a policy of. Any other of SB3's and sb3-contrib's is refused: some
+            would build it and fail in training alone.
         default_net_arch: Layers behind the encoder; none where one linear layer on the features is enough. A Dict gets
             SB3's two of 64 then, without which picture and numbers could only be added up.
         default_optimizer_kwargs: What SB3 sets where nothing is passed.
@@ -160,8 +160,7 @@ class MNV4Defaults:
             builds it.
     """
 
-    algorithms: ClassVar[str]
-    not_of: ClassVar[tuple[str, ...]] = ()
+    algorithms: ClassVar[tuple[str, ...]]
     default_net_arch: ClassVar[tuple[int, ...]] = ()
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {}
 
@@ -192,8 +191,13 @@ class MNV4Defaults:
     @classmethod
     def _check_builder(cls) -> None:
         builder = type(building_algorithm())
-        if any(base.__name__ in cls.not_of for base in builder.__mro__):
-            raise TypeError(f"{cls.__name__} is a policy of {cls.algorithms}, not of {builder.__name__}. {_OF_OTHERS}")
+        theirs = {base.__name__ for base in builder.__mro__ if base.__module__.partition(".")[0] in _SB3} - _ABSTRACT
+        if theirs and theirs.isdisjoint(cls.algorithms):  # a user's own algorithm may do as it likes
+            raise TypeError(f"{cls.__name__} is {cls._whose()}, not of {builder.__name__}. {_OF_OTHERS}")
+
+    @classmethod
+    def _whose(cls) -> str:
+        return f"a policy of {', '.join(cls.algorithms)}"
 
     @classmethod
     def _check_arguments(cls, kwargs: Mapping[str, Any]) -> None:
@@ -204,18 +208,12 @@ class MNV4Defaults:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 raise TypeError(
-                    f"{cls.__name__}, a policy of {cls.algorithms}, has no argument {name!r}.{did_you_mean(close)} "
-                    f"{_OF_OTHERS}"
+                    f"{cls.__name__}, {cls._whose()}, has no argument {name!r}.{did_you_mean(close)} {_OF_OTHERS}"
                 )
 
-    def __getattr__(self, name: str) -> Any:
-        """What SB3 looks for in vain where the policy is another algorithm's."""
-        try:
-            return super().__getattr__(name)  # type: ignore[misc]
-        except AttributeError as error:
-            raise AttributeError(f"{error}: it is a policy of {self.algorithms}. {_OF_OTHERS}") from None
 
-
+_SB3 = ("stable_baselines3", "sb3_contrib")
+_ABSTRACT = {"BaseAlgorithm", "OnPolicyAlgorithm", "OffPolicyAlgorithm"}
 _OF_OTHERS = (
     "PPO, A2C and TRPO take MNV4Policy, DQN MNV4DQNPolicy, SAC MNV4SACPolicy, TD3 and DDPG MNV4TD3Policy; "
     "mnv4_rl.contrib has those of QR-DQN, RecurrentPPO and MaskablePPO."
@@ -248,18 +246,22 @@ class MNV4Policy(MNV4Defaults, PixelActorCriticPolicy):  # type: ignore[misc]
     A2C brings an optimiser of its own, RMSprop, and keeps it.
     """
 
-    algorithms = "PPO, A2C and TRPO"
+    algorithms = ("PPO", "A2C", "TRPO")
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {"eps": 1e-5}
 
 
 class MNV4DQNPolicy(MNV4Defaults, PixelDQNPolicy):
     """The policy of DQN: ``DQN(MNV4DQNPolicy, env)``; arguments as :class:`MNV4Defaults`."""
 
-    algorithms = "DQN"
+    algorithms = ("DQN",)
 
 
 class MNV4ActorCriticDefaults(MNV4Defaults):
     """Mixin for SAC's and TD3's policies: actor and critic each see the pixels, and have two layers of 256."""
+
+    if TYPE_CHECKING:  # what it is mixed into has these
+
+        def __getattr__(self, name: str) -> Any: ...
 
     actor_class: ClassVar[type[SACActor | TD3Actor]]
     default_net_arch = (256, 256)
@@ -283,17 +285,14 @@ class MNV4SACPolicy(MNV4ActorCriticDefaults, SACCnnPolicy):
     both, which costs half and is trained by the actor's loss alone; so SB3 has it.
     """
 
-    algorithms = "SAC"
-    # PPO and its kin would miss a value network after the first rollout, TQC the quantiles of its critics, CrossQ
-    # critics whose BatchNorm it can set.
-    not_of = ("OnPolicyAlgorithm", "TQC", "CrossQ")
+    algorithms = ("SAC",)
     actor_class = PixelSACActor
 
 
 class MNV4TD3Policy(MNV4ActorCriticDefaults, TD3CnnPolicy):
     """The policy of TD3 and DDPG: ``TD3(MNV4TD3Policy, env)``; layers and encoders as :class:`MNV4SACPolicy`'s."""
 
-    algorithms = "TD3 and DDPG"
+    algorithms = ("TD3", "DDPG")
     actor_class = PixelTD3Actor
 
 

@@ -17,7 +17,7 @@ from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.encoders import policy_kwargs
 from agents.ppo import PRESETS, Loop, PPOHyperparameters, build_ppo, check_loop, check_rollout
 from agents.runs.families import FAMILIES, Family
-from mnv4_rl.checks import Interval, check_ranges
+from mnv4_rl.checks import Interval, check_ranges, numbers_as_pythons
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS
 from mnv4_rl.procgen import ProcgenOptions
@@ -79,6 +79,14 @@ class RunConfig(ABC):
     """Checkpoints kept, the newest ones."""
     resume: Path | None = None
     """Go on with the run in this folder; needs no other flag."""
+
+    def __post_init__(self) -> None:
+        numbers_as_pythons(self)
+        for name in _PLACES:
+            if isinstance(place := getattr(self, name), str):
+                object.__setattr__(self, name, Path(place))
+        if isinstance(self.device, th.device):
+            object.__setattr__(self, "device", str(self.device))
 
     @property
     @abstractmethod
@@ -230,7 +238,7 @@ def check_device(device: str) -> None:
     Raises:
         ValueError: For an unknown name, or CUDA where there is none.
     """
-    kind, _, index = device.partition(":")
+    kind, _, index = str(device).partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}.")
     if kind == "cuda" and int(index or 0) >= th.cuda.device_count():

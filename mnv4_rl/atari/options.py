@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from mnv4_rl.checks import check_count, did_you_mean
+from mnv4_rl.checks import check_count, check_options, numbers_as_pythons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class AtariOptions:
     max_episode_frames: int = 108_000
 
     def __post_init__(self) -> None:
+        numbers_as_pythons(self)
         for name in ("frame_stack", "frame_skip", "max_episode_frames"):
             check_count(name, getattr(self, name), 1)
         check_count("noop_max", self.noop_max, 0)
@@ -71,11 +71,7 @@ def options_of(protocol: str, changes: Mapping[str, Any]) -> AtariOptions:
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {protocol!r}; allowed: {', '.join(map(repr, PROTOCOLS))}.")
-    names = [field.name for field in dataclasses.fields(AtariOptions)]
-    for name in changes:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise TypeError(f"Unknown option {name!r}.{did_you_mean(close)} The options are {', '.join(names)}.")
+    check_options(AtariOptions, changes)
     return dataclasses.replace(PROTOCOLS[protocol], **changes)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from mnv4_rl.checks import check_count
+from mnv4_rl.checks import check_count, check_options
 from mnv4_rl.episode_log import EpisodeLog
 from mnv4_rl.native_env import SEED_LIMIT, NativeVecEnv
 from mnv4_rl.procgen.games import normalised, resolve_game
@@ -75,6 +75,7 @@ def make_procgen_env(
         ValueError: An unknown game or mode, a value out of range, or a file that is no monitor file.
         ModuleNotFoundError: Envpool or its system libraries are missing; the message has the commands.
     """
+    check_options(ProcgenOptions, options)
     return ProcgenVecEnv(
         game, n_envs, seed, ProcgenOptions(**options), num_threads=num_threads, monitor_path=monitor_path
     )

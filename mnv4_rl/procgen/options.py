@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mnv4_rl.checks import check_choice, check_count
+from mnv4_rl.checks import check_choice, check_count, numbers_as_pythons
 
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
 _LEVEL_LIMIT = 2**31 - 1  # levels are named by C ints
@@ -22,6 +22,7 @@ class ProcgenOptions:
     """The first of them; of no meaning where num_levels is 0."""
 
     def __post_init__(self) -> None:
+        numbers_as_pythons(self)
         check_choice("distribution_mode", self.distribution_mode, DISTRIBUTION_MODES)
         check_count("num_levels", self.num_levels, 0)
         check_count("start_level", self.start_level, 0)

@@ -1,8 +1,11 @@
 import pytest
+import torch as th
 from stable_baselines3 import DQN
 
 from agents.dqn import DQNHyperparameters, build_dqn, update_rhythm
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.performance import set_precision
+from mnv4_rl.policies import PixelModel
 from mnv4_rl.replay import AtariReplayBuffer
 from tests.tiny_env import tiny_env
 
@@ -29,6 +32,16 @@ def test_build_dqn_updates_once_every_four_timesteps(algo):
     assert isinstance(model.replay_buffer, AtariReplayBuffer)
     assert model.replay_buffer.n_steps == 3
     env.close()
+
+
+@pytest.mark.filterwarnings("ignore:This processor has no bf16 units")
+@pytest.mark.parametrize("algo", ["dqn", "qrdqn"])
+def test_every_network_reads_bytes_and_can_compute_in_bf16(algo):
+    h = DQNHyperparameters(buffer_size=8, batch_size=8)
+    model = build_dqn(tiny_env(), "rl_s", algo=algo, hyperparameters=h, device="cpu")
+    set_precision(model.policy, "bf16")
+    networks = [module for module in model.policy.modules() if isinstance(module, PixelModel)]
+    assert len(networks) == 2 and all(network.autocast_dtype == th.bfloat16 for network in networks)
 
 
 def test_adam_is_fused_and_else_sb3s():
@@ -63,3 +76,21 @@ def test_unknown_algo_names_the_known_ones():
     with pytest.raises(ValueError, match="dqn, qrdqn"):
         build_dqn(env, algo="ddqn")
     env.close()
+
+
+def test_every_hyperparameter_reaches_sb3():
+    changed = {
+        "buffer_size": 64,
+        "learning_starts": 9,
+        "batch_size": 8,
+        "learning_rate": 3e-4,
+        "gamma": 0.9,
+        "target_update_interval": 77,
+        "exploration_fraction": 0.3,
+        "exploration_final_eps": 0.02,
+        "max_grad_norm": 3.0,
+    }
+    h = DQNHyperparameters(n_steps=3, **changed)
+    model = build_dqn(tiny_env(), "nature", hyperparameters=h, device="cpu")
+    assert {name: getattr(model, name) for name in changed} == changed
+    assert (model.replay_buffer.n_steps, model.replay_buffer.gamma) == (3, 0.9)

@@ -45,9 +45,19 @@ def image_env():
 
 
 def test_build_ppo_passes_every_hyperparameter_on():
-    h = PPOHyperparameters(n_steps=16, n_epochs=2, batch_size=8, learning_rate=1e-3, clip_range=0.3, gamma=0.5)
+    changed = {
+        "n_steps": 16,
+        "n_epochs": 2,
+        "batch_size": 8,
+        "gamma": 0.5,
+        "gae_lambda": 0.7,
+        "ent_coef": 0.03,
+        "vf_coef": 0.2,
+        "max_grad_norm": 3.0,
+    }
+    h = PPOHyperparameters(learning_rate=1e-3, clip_range=0.3, **changed)
     model = build_ppo(image_env(), total_timesteps=100, hyperparameters=h, seed=1, device="cpu")
-    assert (model.n_steps, model.n_epochs, model.batch_size, model.gamma) == (16, 2, 8, 0.5)
+    assert {name: getattr(model, name) for name in changed} == changed
     assert model.lr_schedule(1.0) == 1e-3
     assert model.clip_range(1.0) == 0.3
     assert model.clip_range(0.0) == pytest.approx(0.3 * (1 - 100 / 10_000_000))
@@ -72,3 +82,11 @@ def test_same_seed_gives_the_same_weights_after_training():
         trained.append(build_ppo(env, total_timesteps=32, hyperparameters=h, seed=3, device="cpu").learn(32))
     first, second = (model.policy.state_dict() for model in trained)
     assert all(th.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("horizon", "left"), [(400, 0.75), (100, 0), (None, 1)])
+def test_rate_and_clip_range_fall_over_the_schedule_not_over_the_run(horizon, left):
+    h = PPOHyperparameters(n_steps=16, batch_size=8, schedule_timesteps=horizon)
+    model = build_ppo(image_env(), "nature", total_timesteps=100, hyperparameters=h, device="cpu")
+    ends = model.lr_schedule(0.0), model.clip_range(0.0)
+    assert ends == pytest.approx((left * h.learning_rate, left * h.clip_range))

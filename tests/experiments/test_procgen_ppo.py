@@ -165,3 +165,11 @@ def test_wrong_flags_are_one_line_and_leave_no_folder(flags, words, tmp_path, ca
         procgen_ppo.main([*flags, "--run-dir", str(tmp_path / "run")])
     assert exit_info.value.code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@needs_envpool
+def test_training_plays_the_levels_it_is_told(tmp_path):
+    config = ProcgenPPOConfig(n_envs=2, threads=1, levels=ProcgenOptions(num_levels=2, start_level=5))
+    env = config.games.make_env(config, tmp_path / "x")
+    assert env.get_attr("options", 0) == [config.levels]
+    env.close()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,3 +146,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         publish_agent.main(["--run", str(tmp_path)])
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_cards_games_are_of_the_seed_asked_for(monkeypatch):
+    asked, env = [], SimpleNamespace(close=lambda: None)
+    inner = SimpleNamespace(make_env=lambda **kwargs: asked.append(kwargs) or env)
+    monkeypatch.setattr(publish_agent, "evaluate", lambda *_, seed, **__: asked.append(seed))
+    config = SimpleNamespace(n_envs=2, seed=1_000, games=4)
+    publish_agent.play(SimpleNamespace(model=None, run=inner), config)
+    assert asked == [{"n_envs": 2, "seed": 1_000}, 1_000]

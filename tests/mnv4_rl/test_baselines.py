@@ -123,3 +123,9 @@ def test_saved_agent_plays_the_same(encoder, tmp_path):
     assert (
         loaded.predict(observations, deterministic=True)[0] == model.predict(observations, deterministic=True)[0]
     ).all()
+
+
+@pytest.mark.parametrize("channels", [(), 16])
+def test_a_network_has_sections(channels):
+    with pytest.raises(ValueError, match="channels must be those of one section or more"):
+        ImpalaCNN(spaces.Box(0, 255, (3, 64, 64), np.uint8), channels=channels)

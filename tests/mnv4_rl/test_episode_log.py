@@ -82,3 +82,11 @@ def test_empty_file_is_begun(tmp_path):
     log.restart()
     log.close()
     assert path.read_text().startswith("#")
+
+
+def test_a_restart_forgets_score_and_length():
+    log = EpisodeLog(1, "pong")
+    log.add(np.array([3]))
+    log.restart()
+    log.add(np.array([5]))
+    assert log.finish(0) | {"t": 0} == {"r": 5, "l": 1, "t": 0}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, list_models
+from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, list_models
 from mnv4_rl.baselines import ImpalaCNN
 
 
@@ -331,3 +331,13 @@ def test_an_exported_and_a_traced_extractor_give_the_same_features(dtype: th.dty
         traced = through_a_file(th.jit.trace(extractor, example), th.jit.save, th.jit.load)
     assert th.equal(exported(other), extractor(other))
     assert th.equal(traced(other), extractor(other))
+
+
+def test_frames_of_no_channels_and_weights_without_a_name_are_refused():
+    image = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+    with pytest.raises(ValueError, match="frame_channels"):
+        MNV4Extractor(image, frame_channels=0)
+    with pytest.raises(ValueError, match="pretrained must be the path of a file"):
+        MNV4Extractor(image, pretrained="")
+    with pytest.raises((ValueError, OSError)):
+        create_model("rl_s", pretrained="")

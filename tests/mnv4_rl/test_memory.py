@@ -10,16 +10,25 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 from mnv4_rl import memory
 
+NAMES = ("meminfo", "memory.max", "memory.current", "memory.stat")
+
 
 def test_available_memory_respects_a_container_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+    meminfo, limit, used, statistics = (tmp_path / name for name in NAMES)
     meminfo.write_text("MemTotal:        2000 kB\nMemFree:           10 kB\nMemAvailable:     1000 kB\nCached: 5 kB\n")
-    monkeypatch.setattr(memory, "_MEMORY_FILES", (meminfo, limit))
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
     assert memory.available_bytes() == 1_024_000  # no limit file
     limit.write_text("max\n")
     assert memory.available_bytes() == 1_024_000
     limit.write_text("4096\n")
     assert memory.available_bytes() == 4096
+    used.write_text("4000\n")
+    assert memory.available_bytes() == 96
+    statistics.write_text("active_file 7\ninactive_file 1000\n")  # which makes room
+    assert memory.available_bytes() == 1096
+    used.write_text("6000\n")
+    assert memory.available_bytes() == 0  # over a limit that was lowered
     meminfo.unlink()
     limit.unlink()
     assert memory.available_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

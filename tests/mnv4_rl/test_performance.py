@@ -8,6 +8,7 @@ import torch as th
 from torch.distributions import Categorical, Distribution
 
 from mnv4_rl import performance
+from tests.tiny_env import tiny_ppo
 
 
 class FakeLibc:
@@ -95,3 +96,11 @@ def test_tune_changes_no_number():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "allocator=" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model: performance.set_precision(model, "bf16"), performance.compile_encoders]
+)
+def test_an_agent_in_place_of_its_policy_is_told(change):
+    with pytest.raises(TypeError, match=r"pass model\.policy"):
+        change(tiny_ppo())

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mnv4_rl import sealed_folders
-from mnv4_rl.safe_files import DamagedError, open_regular, read_file, write_file
+from mnv4_rl.safe_files import DamagedError, cut_file, open_regular, read_file, write_file
 from mnv4_rl.sealed_folders import SealedFolder, standing, write_folder
 
 LIMITS = {"a": 100, "b": 100}
@@ -184,3 +184,9 @@ def test_a_manifest_of_another_kind_is_damaged(manifest, tmp_path):
     (tmp_path / "agent" / sealed_folders.MANIFEST).write_text(manifest)
     with pytest.raises(DamagedError, match="manifest"):
         SealedFolder(tmp_path / "agent", LIMITS, ("a",))
+
+
+def test_cutting_never_lengthens_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    cut_file(tmp_path / "file", 10)
+    assert (tmp_path / "file").read_bytes() == b"abc"

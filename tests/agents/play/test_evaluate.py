@@ -185,3 +185,18 @@ def test_actions_that_do_not_fit_are_refused():
         known_actions(model, "pong")
     with pytest.raises(ValueError, match="no action UP, UPFIRE"):
         ActionsByMeaning(make_atari_env("breakout", 1), ("NOOP", "UP", "UPFIRE"))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_likeliest_action_is_taken_where_it_is_asked_for(deterministic, monkeypatch):
+    env, asked = FakeGames(1), set()
+    model = PPO("CnnPolicy", env, n_steps=8, batch_size=8, device="cpu")
+    predict = model.predict
+
+    def noted(observations, **kwargs):
+        asked.add(kwargs.get("deterministic", False))
+        return predict(observations, **kwargs)
+
+    monkeypatch.setattr(model, "predict", noted)
+    evaluate(model, env, 1, deterministic)
+    assert asked == {deterministic}

@@ -17,13 +17,14 @@ from agents.play.video import SMALL, gif
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs import callbacks, evaluation_log
 from agents.runs import session as training
-from agents.runs.callbacks import EncoderHealth, EnvTimer, TimeSplit, encoder_health
+from agents.runs.callbacks import EncoderHealth, EnvTimer, TimeSplit, encoder_health, recent_score
 from agents.runs.evaluation_log import PeriodicEvaluation, evaluation_scalars, record_clip
 from agents.runs.folder import RunFolder
 from agents.runs.saving import CheckpointPlan
 from agents.runs.state import Clock
 from mnv4_rl.atari import make_atari_env
 from mnv4_rl.procgen.env import ProcgenVecEnv
+from tests.tiny_env import tiny_ppo
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "tensorboard.md"
 SHORT_GAMES = {"max_episode_frames": 160}  # 40 agent timesteps
@@ -86,6 +87,11 @@ def test_every_key_of_ours_in_the_docs_is_written(runs):
     written = set.union(*map(written_keys, runs.values())) | OF_PROCGEN
     for key, pattern in documented_keys().items():
         assert key.startswith(SB3_KEYS) or any(map(pattern.fullmatch, written)), key
+
+
+def test_every_training_key_in_the_docs_is_written(runs):
+    written = set.union(*map(written_keys, runs.values()))
+    assert {key for key in documented_keys() if key.startswith("train/")} <= written
 
 
 def test_evaluations_stand_at_the_timesteps_asked_for_and_at_the_end(runs):
@@ -224,3 +230,18 @@ def test_the_clip_in_tensorboard_says_the_size_it_has():
     clip = gif([np.zeros((64, 64, 3), np.uint8)], 4, height=SMALL)
     (value,) = evaluation_log._as_image("eval/play", clip).value
     assert (value.image.width, value.image.height) == (192, 192)
+
+
+def test_the_recent_score_is_the_mean_raw_score():
+    model = tiny_ppo()
+    assert recent_score(model) is None
+    model.ep_info_buffer = [{"r": 2.0, "l": 100, "t": 0.1}, {"r": 5.0, "l": 300, "t": 0.2}]
+    assert recent_score(model) == 3.5
+
+
+def test_the_gradients_norm_is_of_gradients():
+    model, n = tiny_ppo(), 0
+    for weight in encoder_of(model).parameters():
+        weight.grad, n = th.full_like(weight, 2.0), n + weight.numel()
+    health = encoder_health(model, np.zeros((2, 4, 36, 36), np.uint8))
+    assert health["grad_norm"] == pytest.approx(2 * n**0.5, rel=1e-4)

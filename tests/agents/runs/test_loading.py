@@ -6,18 +6,25 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DQN
 
 from agents.dqn import DQNHyperparameters, build_dqn
 from agents.ppo import PPOHyperparameters, build_ppo
+from agents.runs import loading
 from agents.runs.checkpoints import write_checkpoint
-from agents.runs.loading import load_run
+from agents.runs.families import FAMILIES, Games
+from agents.runs.loading import games_of, load_run
+from experiments import watch
 from mnv4_rl import agent_format
 from mnv4_rl.atari import make_atari_env
+from mnv4_rl.atari.options import PROTOCOLS
+from tests.mnv4_rl.procgen.scripted_pool import ScriptedPool
 from tests.run_folders import write_config
 
 
@@ -124,3 +131,21 @@ def test_python_objects_in_a_config_are_refused(tmp_path):
     (tmp_path / "model.zip").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read"):
         load_run(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_agent_plays_under_the_protocol_and_seed_it_is_told(protocol):
+    model = SimpleNamespace(action_space=spaces.Discrete(6))
+    env = FAMILIES["atari"].make_play_env(model, Games("pong", protocol=protocol, seed=7, n_envs=2))
+    assert env.venv.options == PROTOCOLS[protocol] and env.venv._seeds == [7, 8]
+
+
+def test_an_agent_of_hard_levels_stays_with_them(monkeypatch):
+    hard = Games("procgen/starpilot", mode="hard")
+    assert games_of({"family": "procgen", "game": "starpilot", "levels": {"distribution_mode": "hard"}}) == hard
+    notes = {"algorithm": "PPO", "game": hard.game, "mode": "hard", "encoder": "rl_s2"}
+    monkeypatch.setattr(loading, "OnnxAgent", lambda _: SimpleNamespace(notes=notes))
+    assert load_run(Path("agent.onnx")).games == hard
+    monkeypatch.setattr("mnv4_rl.procgen.env.make_pool", lambda *_: ScriptedPool([[1]]))
+    assert FAMILIES["procgen"].make_play_env(None, hard).options.distribution_mode == "hard"
+    assert watch.report([35.0, 35.0], hard)[1].split()[1] == "1.00"

@@ -7,8 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.dqn import DQNHyperparameters, build_dqn
+from agents.encoders import encoder_of
 from agents.runs import saving as sessions
 from agents.runs import session as training
 from agents.runs.callbacks import EnvTimer
@@ -28,6 +32,7 @@ from agents.runs.logs import ITERATIONS, STEP, ProgressCsv, read_rows, rewind_lo
 from agents.runs.replay_file import read_replay, write_replay
 from agents.runs.saving import CheckpointPlan
 from agents.runs.session import Plan, find_resume, go_on, rewind, train
+from agents.runs.state import Clock, capture, restore_counters
 from experiments import atari_ppo
 from mnv4_rl.replay import AtariReplayBuffer
 from tests.tiny_env import tiny_env, tiny_ppo
@@ -402,3 +407,70 @@ def test_same_seed_gives_the_same_weights_on_atari(pong, tmp_path):
     atari_ppo.main(["--total-timesteps", "64", "--checkpoint-every", "32", "--run-dir", str(tmp_path / "b"), *TINY])
     pair = [path / "checkpoints" / "000000064" / "agent.safetensors" for path in (pong, tmp_path / "b")]
     assert np.array_equal(*(np.frombuffer(path.read_bytes(), np.uint8) for path in pair))
+
+
+def test_a_resumed_run_still_means_the_last_hundred_games():
+    model = tiny_ppo().learn(16)
+    restore_counters(model, capture(model, Clock()))
+    assert model.ep_info_buffer.maxlen == 100
+
+
+def test_a_resumed_run_begins_other_games(whole, tmp_path):
+    model = tiny_ppo(TOTAL)
+    with RunFolder(stopped_at(whole[1], 48, tmp_path / "run"), resume=True) as run:
+        go_on(model, find_resume(run), TOTAL)
+    assert model.env.unwrapped._seeds == [48, 49]
+
+
+def test_a_clock_counts_all_threads_on_top_of_earlier_sessions():
+    clock = Clock(wall_seconds=100.0, cpu_seconds=50.0)
+
+    def spin():
+        while time.thread_time() < 0.05:
+            pass
+
+    thread = Thread(target=spin)
+    thread.start()
+    thread.join()
+    assert 50.05 <= clock.cpu_seconds < 60 and clock.wall_seconds >= 100.05
+
+
+def test_a_full_replay_comes_back(tmp_path):
+    saved, restored = (AtariReplayBuffer(8, *spaces_of(tiny_env()), n_envs=4, device="cpu") for _ in range(2))
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 36, 36), dtype=np.uint8)
+    for t in range(3):  # two fit
+        saved.add(images[t], images[t + 1], np.zeros(4, int), np.full(4, t), np.zeros(4), [{}] * 4)
+    with (tmp_path / "replay.npz").open("wb") as file:
+        write_replay(saved, file)
+    read_replay(restored, tmp_path / "replay.npz")
+    assert (restored.full, restored.pos, restored.rewards[:, 0].tolist()) == (True, 1, [2, 1])
+    for name in ("observations", "next_observations"):
+        assert np.array_equal(getattr(restored, name)[:], getattr(saved, name)[:])
+
+
+def test_weights_too_large_to_compute_with_are_never_a_checkpoint(tmp_path, monkeypatch):
+    class Blow(FiniteGuard):
+        def _on_rollout_start(self):
+            super()._on_rollout_start()
+            if self.num_timesteps == 64:
+                with th.no_grad():
+                    for weight in encoder_of(self.model).parameters():
+                        weight.mul_(1e30)
+
+    monkeypatch.setattr(training, "FiniteGuard", Blow)
+    with pytest.raises(NonFiniteError, match="features are NaN or infinite at timestep 64"):
+        session(tmp_path / "run")
+    assert newest_checkpoint(tmp_path / "run").name == "000000048"
+
+
+def test_sb3s_clock_of_a_resumed_run_is_of_the_whole(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "Clock", lambda *_: Clock(100.0, 50.0))
+    run = stopped_at(whole[1], 80, tmp_path / "run")
+    session(run, resume=True)
+    assert float(read_rows(run / "progress.csv")[-1]["time/time_elapsed"]) >= 100
+
+
+def test_speed_is_of_this_sessions_timesteps(whole, tmp_path, monkeypatch):
+    run = stopped_at(whole[1], 80, tmp_path / "run")
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=iter([0.0, 2.0]).__next__))
+    assert session(run, resume=True)[1].steps_per_second == (TOTAL - 80) / 2

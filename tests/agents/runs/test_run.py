@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,14 +20,14 @@ import agents.runs.run as runs
 from agents.dqn import DQNHyperparameters
 from agents.ppo import LOOPS, PPOHyperparameters
 from agents.runs import families, train_run
-from agents.runs.config import DQNConfig, PPOConfig, command_line
+from agents.runs.config import DQNConfig, PPOConfig, ProcgenPPOConfig, command_line
 from agents.runs.folder import RunFolder
 from agents.runs.lock import FolderInUseError
 from agents.runs.resuming import recorded_config
 from experiments import atari_ppo
 from experiments.cli.command import parse
 from mnv4_rl.atari import make_atari_env
-from tests.tiny_env import SMALL
+from tests.tiny_env import SMALL, tiny_env
 
 TINY = PPOConfig(
     n_envs=2,
@@ -227,3 +229,62 @@ def test_a_dqn_run_is_a_function_too(monkeypatch):
     assert json.loads((outcome.folder / "evaluation.json").read_text())["games"] == 1
     assert np.isfinite(outcome.steps_per_second)
     assert words(outcome.folder)[1] == "experiments/atari_dqn.py"
+
+
+@pytest.mark.parametrize("algo", ["dqn", "qrdqn"])
+def test_the_algorithm_is_the_one_asked_for(algo):
+    h = DQNHyperparameters(buffer_size=64, batch_size=8)
+    model = DQNConfig(algo=algo, encoder="nature", device="cpu", dqn=h).build(tiny_env())
+    assert type(model).__name__.lower() == algo
+
+
+@pytest.mark.parametrize(("config", "make"), [(TINY, "make_atari_env"), (ProcgenPPOConfig(), "make_procgen_env")])
+def test_evaluations_play_games_that_training_did_not_begin_with(config, make, monkeypatch):
+    monkeypatch.setattr(families, make, lambda _game, _n_envs, seed, **_: seed)
+    config = replace(config, seed=3, evaluation_games=2)
+    assert config.games.make_evaluation_env(config) == 10_003
+
+
+def test_as_many_checkpoints_are_kept_as_were_asked_for():
+    outcome = train_run(replace(TINY, total_timesteps=80, keep_checkpoints=4), quiet=True)
+    kept = sorted(int(path.name) for path in (outcome.folder / "checkpoints").iterdir())
+    assert kept == [32, 48, 64, 80]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"evaluation_games": 0.5},
+        {"keep_checkpoints": 1.5},
+        {"checkpoint_every": 10.5},
+        {"seed": None},
+        {"n_envs": None},
+        {"total_timesteps": 32.5},
+        {"device": None},
+        {"ppo": {"n_steps": 16.5}},
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_work_is_refused_before_anything(wrong):
+    nested = {name: PPOHyperparameters(**value) for name, value in wrong.items() if isinstance(value, dict)}
+    name = next(iter(wrong["ppo"] if nested else wrong))
+    with pytest.raises(ValueError, match=name):
+        PPOConfig(**wrong | nested).check()
+
+
+def test_numpys_numbers_and_words_for_paths_are_as_pythons():
+    seed, total_timesteps, rate = np.int64(3), np.int32(32), np.float32(0.5)
+    config = PPOConfig(
+        seed=seed,
+        total_timesteps=total_timesteps,
+        encoder=np.str_("rl_s"),
+        compile=np.False_,
+        run_dir="x",
+        device=th.device("cpu"),
+        ppo=PPOHyperparameters(n_steps=np.int64(64), learning_rate=rate),
+    )
+    config.check()
+    found = (config.seed, config.total_timesteps, config.encoder, config.compile, config.run_dir, config.device)
+    assert found == (3, 32, "rl_s", False, Path("x"), "cpu")
+    assert {type(value) for value in found[:4]} == {int, str, bool}
+    assert (type(config.ppo.n_steps), type(config.ppo.learning_rate)) == (int, float)

@@ -18,7 +18,7 @@ from agents.dqn import DQNHyperparameters
 from agents.runs import OpenRun, open_run, train_run
 from agents.runs.checkpoints import newest_checkpoint, prune_checkpoints
 from agents.runs.config import DQNConfig, PPOConfig, RunConfig
-from agents.runs.folder import RunFolder, evaluated_timesteps, exported_timesteps
+from agents.runs.folder import RunFolder, UnsavedError, evaluated_timesteps, exported_timesteps
 from agents.runs.loading import load_run
 from agents.runs.lock import FolderInUseError, LostFolderError, RunLock
 from agents.runs.resuming import recorded_config
@@ -564,3 +564,23 @@ def test_a_start_that_was_killed_is_no_run_but_what_it_trained_is(tmp_path):
     (run / "checkpoints" / "000000016").mkdir()
     with pytest.raises(FileExistsError, match="checkpoints"):
         RunFolder(run)
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    model = tiny_ppo()
+    with RunFolder(tmp_path / "run") as run:
+        run.save_model(model)
+        before = run.model.read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(UnsavedError, match="No space left"):
+            patch.setattr(os, "fsync", full)
+            run.save_model(model)
+        assert run.model.read_bytes() == before and list(run.path.glob("model*")) == [run.model]
+
+
+def test_a_folder_with_somebodys_progress_is_refused(tmp_path):
+    (tmp_path / "progress.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"already holds progress\.csv"):
+        RunFolder(tmp_path)

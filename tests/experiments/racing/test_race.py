@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -364,3 +366,20 @@ def test_a_real_race_killed_half_way_goes_on(tmp_path):
     runs = read_races([tmp_path / "results" / "race_r.csv"])
     assert {run.encoder for run in runs} == {"nature", "rl_s"}
     assert all(run.clock("timesteps")[-1] >= 3000 and (run.scores >= 0).all() for run in runs)
+
+
+def test_no_more_runs_train_at_once_than_jobs(monkeypatch):
+    def start(_run, _lock):
+        return SimpleNamespace(poll=iter([None, 0]).__next__, terminate=lambda: None, wait=lambda: None)
+
+    seen = []
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0)
+    config = SimpleNamespace(jobs=2)
+    assert processes.train_in_processes(["a", "b", "c"], config, None, lambda *now: seen.append(now)) == []
+    assert max(running for running, _ in seen) == 2
+
+
+def test_the_exit_code_of_failed_runs_is_in_the_docs():
+    page = (Path(__file__).parents[3] / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert str(race.FAILED_CODE) in re.findall(r"\b\d+\b", page.split("Exit codes")[1])

@@ -12,6 +12,8 @@ from experiments.cli.command import parse
 from experiments.cli.results import RESULTS
 from experiments.racing import figures
 from experiments.racing import table as racing_table
+from experiments.racing.curves import Curve
+from experiments.racing.estimates import bootstrap, interquartile_mean
 from experiments.racing.matrix import (
     common_grid,
     cost_to_reach,
@@ -24,7 +26,7 @@ from experiments.racing.matrix import (
     normalised,
     relative_speed,
 )
-from experiments.racing.reporting import ReportConfig, game_curve, iqm_curve, read_matrix
+from experiments.racing.reporting import ReportConfig, estimate, game_curve, iqm_curve, read_matrix
 from experiments.racing.results import RaceRun, write_race
 from experiments.racing.table import command_line, seeds_note, table
 
@@ -331,3 +333,32 @@ def test_published_reports_are_what_the_command_in_them_makes(published, monkeyp
     command = re.search("Made by `python experiments/report.py (.*)`", text)[1]
     config = parse(ReportConfig, shlex.split(command))
     assert config.name == published.stem and table(read_matrix(config), config) == text
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    found = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: found.append(figure))
+    return found
+
+
+def test_each_encoder_stands_beside_its_own_probability(config, drawn):
+    worse = [run_of("rl_m", seed, 0.1, game) for game in ("pong", "breakout") for seed in range(3)]
+    figures.draw_improvement(full_matrix([*two_encoders(), *worse], "nature"), config, config.results_dir)
+    axis = drawn[0].axes[0]
+    shown = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert dict(zip(labels, shown, strict=True)) == {"rl_s": 1, "rl_m": 0}
+
+
+def test_runs_are_drawn_in_millions_and_minutes(drawn, tmp_path):
+    row = {"timesteps": 3e6, "wall_seconds": 1.0, "cpu_seconds": 120.0, "raw_score_mean_100_games": 5.0}
+    figures.draw_runs([Curve("pong__ppo__rl_s__s0", (), (row,))], tmp_path)
+    assert [list(axis.lines[0].get_xdata()) for axis in drawn[0].axes] == [[3.0], [2.0]]
+
+
+def test_intervals_are_resampled_as_the_flags_say(config):
+    scores = np.random.default_rng(0).normal(size=(5, 4))
+    asked = replace(config, n_resamples=50, bootstrap_seed=3)
+    expected = bootstrap(interquartile_mean, scores, n_resamples=50, seed=3)
+    assert estimate(asked, interquartile_mean, scores) == expected

@@ -1,5 +1,7 @@
+import ast
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage, VecVideoRecorder
 
 from mnv4_rl.atari import AtariVecEnv, make_atari_env
+from mnv4_rl.atari.options import PROTOCOLS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "preprocessing.json"
 
@@ -464,3 +467,31 @@ def test_some_environments_cannot_be_set_apart(make):
         env.set_attr("note", 1, indices=[0])
     with pytest.raises(ValueError, match="reaches all 2 environments"):
         env.env_method("seed", indices=0)
+
+
+def test_protocols_are_those_the_field_compares_under():
+    machado = PROTOCOLS["machado"]
+    assert not machado.fire_reset and machado.noop_max == 0
+    assert {options.max_episode_frames for options in PROTOCOLS.values()} == {108_000}
+
+
+@pytest.mark.parametrize(("lives", "presses"), [(4, True), (0, False), (5, False)])
+def test_fire_is_for_a_lost_life_not_for_the_last(make, lives, presses):
+    env = make("breakout", 1)
+    env.reset()
+    n = np.array([100])
+    env._track_games({"frame_number": env._game_starts + n, "episode_frame_number": n, "lives": np.array([lives])})
+    assert env._press_fire.tolist() == [presses]
+
+
+def test_numpys_numbers_are_taken_as_pythons(make):
+    env = make("pong", frame_skip=np.int64(2), grayscale=np.True_)
+    assert (type(env.options.frame_skip), env.options.grayscale) == (int, True)
+
+
+def test_rllibs_example_plays_whole_games():
+    text = (Path(__file__).parents[3] / "examples" / "rllib_pong.py").read_text(encoding="utf-8")
+    options = ast.literal_eval(re.search(r"^ATARI = (.*)$", text, re.MULTILINE)[1])
+    env = AtariVectorEnv("breakout", 1, **options)
+    env.reset(seed=np.array([0]))
+    assert {int(env.step(np.array([step % 2]))[4]["lives"][0]) for step in range(400)} >= {1, 2, 3}

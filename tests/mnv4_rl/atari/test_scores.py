@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mnv4_rl.atari.games import list_games
@@ -34,3 +35,8 @@ def test_a_game_without_reference_has_no_normalised_score():
 def test_a_name_that_is_no_game_is_refused():
     with pytest.raises(ValueError, match="Unknown game 'pongg'"):
         human_normalised("pongg", 3.0)
+
+
+def test_the_numbers_of_the_table_stay_as_they_are():
+    values = np.array(list(REFERENCE_SCORES.values()))
+    assert (len(values), *values.sum(0).round(1)) == (57, 50864.9, 606494.2)

@@ -414,3 +414,12 @@ def test_numpys_whole_numbers_make_the_same_network(size):
     plain = create_model("rl_s2", 4, 10, 40, frame_channels=1)
     assert [weight.shape for weight in model.parameters()] == [weight.shape for weight in plain.parameters()]
     th.jit.script(model)
+
+
+def test_dense_filters_start_without_a_mean_and_depthwise_ones_keep_theirs():
+    means = {True: [], False: []}
+    for layer in convolutions(build(get_spec("rl_s"), 4, 0)):
+        share = layer.weight.mean((1, 2, 3)).abs().mean() / layer.weight.square().mean().sqrt()
+        means[layer.groups == 1].append(share.item())
+    assert (len(means[True]), len(means[False])) == (9, 2)
+    assert max(means[True]) < 1e-3 and min(means[False]) > 0.1

@@ -201,3 +201,19 @@ def test_timms_name_is_told_apart_from_the_mobilenet_v4_family(size, ours):
 def test_a_name_that_is_no_string_is_a_type_error():
     with pytest.raises(TypeError, match="named by a string such as 'rl_s', got 3"):
         get_spec(3)
+
+
+# Gain, constant, its share, activation of the head; skip gain, static gain, rms of the start: no weight holds them.
+RELEASED = {
+    "rl_s": (0.1, 0.4, 0.25, "silu", 0.5, 0.3, 0.06),
+    "rl_m": (1.0, 0.4, 0.0, "silu", 0.5, None, None),
+    "rl_s2": (0.3, 0.4, 0.25, "silu", 0.5, 0.3, 0.06),
+    "rl_m2": (0.3, 0.4, 0.25, "silu", 0.5, 0.3, 0.06),
+}
+
+
+@pytest.mark.parametrize("name", list_models("rl"))
+def test_released_rows_stay_as_they_are(name):
+    head, start = get_spec(name).head, get_spec(name).start
+    found = (head.gain, head.constant, head.constant_share, head.activation)
+    assert (*found, start.skip_gain, start.static_gain, start.weight_rms) == RELEASED[name]

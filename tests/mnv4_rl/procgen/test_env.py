@@ -258,6 +258,7 @@ def test_vec_env_contract(scripted):
         ({"start_level": True}, TypeError, "start_level"),
         ({"distribution_mode": "medium"}, ValueError, "easy"),
         ({"levels": 3}, TypeError, "levels"),
+        ({"num_level": 3}, TypeError, "Did you mean 'num_levels'"),
     ],
 )
 def test_wrong_options_say_what_is_allowed(kwargs, error, words):
@@ -284,3 +285,7 @@ def test_unseen_levels_are_all_the_others_past_the_seen():
     assert unseen.unseen() is None
     with pytest.raises(ValueError, match="2147483647"):
         ProcgenOptions(num_levels=1, start_level=2**31 - 1)
+
+
+def test_a_score_is_on_the_scale_of_its_mode(scripted):
+    assert scripted([1], distribution_mode="hard")[0].normalised(35) == 1
