@@ -24,6 +24,7 @@ CHANGEABLE = (
     "compile",
     "loop",
     "evaluation_games",
+    "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
 )

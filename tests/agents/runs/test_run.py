@@ -245,6 +245,14 @@ def test_evaluations_play_games_that_training_did_not_begin_with(config, make, m
     assert config.games.make_evaluation_env(config) == 10_003
 
 
+def test_a_run_goes_on_without_the_evaluations_that_it_had():
+    config = replace(TINY, game="breakout", evaluation_games=1, eval_every=100)  # past its end
+    stopped = train_run(config, lambda *_: False, quiet=True)
+    assert not stopped.finished
+    before = recorded_config(PPOConfig, stopped.folder)
+    assert train_run(replace(before, evaluation_games=0, eval_every=0), quiet=True).finished
+
+
 def test_as_many_checkpoints_are_kept_as_were_asked_for():
     outcome = train_run(replace(TINY, total_timesteps=80, keep_checkpoints=4), quiet=True)
     kept = sorted(int(path.name) for path in (outcome.folder / "checkpoints").iterdir())
