@@ -70,6 +70,9 @@ def impala_network(
 
     Shape:
         (N, in_channels, height, width) -> (N, features_dim), not negative.
+
+    Raises:
+        ValueError: For no section, or a width below 1.
     """
     if not isinstance(channels, Sequence) or not channels:
         raise ValueError(f"channels must be those of one section or more, such as {IMPALA_CHANNELS}, got {channels!r}.")
