@@ -13,8 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.device_ppo import DevicePPO
 from agents.encoders import policy_kwargs
-from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges, numbers_as_pythons
+from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.models.registry import DEFAULT_VARIANT
+from mnv4_rl.plain import numbers_as_pythons
 from mnv4_rl.policies import PixelActorCriticPolicy
 from mnv4_rl.rollout import DeviceRolloutBuffer
 

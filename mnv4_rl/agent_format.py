@@ -39,8 +39,8 @@ from mnv4_rl.agent_parts import (
     describe_policy_arguments,
     describe_space,
 )
-from mnv4_rl.checks import without_numpy
 from mnv4_rl.memory import available_bytes, check_fits, observation_bytes
+from mnv4_rl.plain import without_numpy
 from mnv4_rl.policies import MNV4Defaults
 from mnv4_rl.replay import AtariReplayBuffer
 from mnv4_rl.schemas import Schema, refusals

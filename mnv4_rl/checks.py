@@ -10,8 +10,6 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-
 
 def check_positive(**values: int) -> None:
     """Refuse sizes that are not whole numbers, Python's or NumPy's, of at least 1.
@@ -97,21 +95,6 @@ def check_ranges(settings: Any, ranges: Mapping[str, Interval]) -> None:
 def _kinds(settings: type) -> dict[str, tuple[type, ...]]:
     """Name of a field -> the types that its annotation has."""
     return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(settings).items()}
-
-
-def without_numpy(arguments: Any) -> Any:
-    """Arguments, in lists and dicts too, with Python's own numbers for NumPy's, which are no plain data."""
-    if isinstance(arguments, dict):
-        return {key: without_numpy(value) for key, value in arguments.items()}
-    if isinstance(arguments, list | tuple):
-        return type(arguments)(without_numpy(value) for value in arguments)
-    return arguments.item() if isinstance(arguments, np.generic) else arguments
-
-
-def numbers_as_pythons(settings: Any) -> None:
-    """Turn NumPy's numbers, words and truth values in a frozen dataclass's fields into Python's, in place."""
-    for field in fields(settings):
-        object.__setattr__(settings, field.name, without_numpy(getattr(settings, field.name)))
 
 
 def check_type(name: str, value: object, allowed: type | tuple[type, ...]) -> None:

@@ -17,9 +17,10 @@ from agents.dqn import ALGOS, DQNHyperparameters, build_dqn
 from agents.encoders import policy_kwargs
 from agents.ppo import PRESETS, Loop, PPOHyperparameters, build_ppo, check_loop, check_rollout
 from agents.runs.families import FAMILIES, Family
-from mnv4_rl.checks import Interval, check_ranges, numbers_as_pythons
+from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.performance import THREADS
+from mnv4_rl.plain import numbers_as_pythons
 from mnv4_rl.procgen import ProcgenOptions
 
 N_ENVS = Interval(1, 4096)  # far past any use; ALE makes as many emulators as it is told, until memory ends

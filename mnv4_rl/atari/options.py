@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from mnv4_rl.checks import check_count, check_options, numbers_as_pythons
+from mnv4_rl.checks import check_count, check_options
+from mnv4_rl.plain import numbers_as_pythons
 
 
 @dataclasses.dataclass(frozen=True)

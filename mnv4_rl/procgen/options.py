@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from mnv4_rl.checks import check_choice, check_count, numbers_as_pythons
+from mnv4_rl.checks import check_choice, check_count
+from mnv4_rl.plain import numbers_as_pythons
 
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
 _LEVEL_LIMIT = 2**31 - 1  # levels are named by C ints
