@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from stable_baselines3 import DQN
@@ -13,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import Adam
 
 from agents.encoders import policy_kwargs
+from mnv4_rl.agent_format import algorithm
 from mnv4_rl.checks import Interval, check_choice, check_positive, check_ranges
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 from mnv4_rl.plain import numbers_as_pythons
@@ -137,8 +137,8 @@ def build_dqn(
     h = hyperparameters or DQNHyperparameters()
     h.check()
     train_freq, gradient_steps = update_rhythm(h.train_freq, h.gradient_steps, env.num_envs)
-    algorithm, policy = _algorithm(algo)
-    return algorithm(
+    made, policy = _algorithm(algo)
+    return made(
         policy,
         env,
         **{name: getattr(h, name) for name in PASSED_ON},
@@ -160,7 +160,7 @@ def _algorithm(algo: str) -> tuple[Any, Any]:
         return DQN, PixelDQNPolicy
     from mnv4_rl.contrib import PixelQRDQNPolicy  # says how sb3-contrib is installed where it is missing
 
-    return import_module("sb3_contrib").QRDQN, PixelQRDQNPolicy
+    return algorithm("QRDQN"), PixelQRDQNPolicy
 
 
 def _optimizer(algo: str, hyperparameters: DQNHyperparameters) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -82,7 +83,7 @@ def check_ranges(settings: Any, ranges: Mapping[str, Interval]) -> None:
     Raises:
         ValueError: Naming the first setting, what it was and what is allowed.
     """
-    kinds = _kinds(type(settings))
+    kinds = _kinds(settings.__class__)
     for name, allowed in ranges.items():
         value = getattr(settings, name)
         if value is None and NoneType in kinds[name]:
@@ -92,6 +93,7 @@ def check_ranges(settings: Any, ranges: Mapping[str, Interval]) -> None:
         check_range(name, value, allowed)
 
 
+@cache
 def _kinds(settings: type) -> dict[str, tuple[type, ...]]:
     """Name of a field -> the types that its annotation has."""
     return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(settings).items()}
