@@ -20,6 +20,7 @@ if find_spec("ray") is None:
     )
 
 import ray
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from mnv4_rl import save_agent
@@ -65,8 +66,18 @@ def configure(
     )
 
 
+def train(algorithm: Algorithm, total_timesteps: int) -> None:
+    """Train, and print a line an iteration."""
+    timesteps = 0
+    while timesteps < total_timesteps:
+        result = algorithm.train()
+        timesteps = int(result["num_env_steps_sampled_lifetime"])
+        score = result["env_runners"].get("episode_return_mean", float("nan"))
+        print(f"{timesteps:>9,} timesteps, return {score:.1f}", flush=True)
+
+
 def main(args: list[str] | None = None) -> None:
-    """Train, print a line an iteration, and save the agent."""
+    """Train until the end or Ctrl-C, and save the agent."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--game", default="ALE/Pong-v5", help="a game of ALE")
     parser.add_argument("--encoder", default=DEFAULT_VARIANT, help="a name of mnv4_rl.list_models()")
@@ -82,12 +93,10 @@ def main(args: list[str] | None = None) -> None:
     ray.init(address=flags.address, include_dashboard=False if flags.address == "local" else None)
     config = configure(flags.game, flags.encoder, flags.env_runners, flags.envs, flags.learners, flags.gpus_per_learner)
     algorithm = config.build_algo()
-    timesteps = 0
-    while timesteps < flags.total_timesteps:
-        result = algorithm.train()
-        timesteps = int(result["num_env_steps_sampled_lifetime"])
-        score = result["env_runners"].get("episode_return_mean", float("nan"))
-        print(f"{timesteps:>9,} timesteps, return {score:.1f}", flush=True)
+    try:
+        train(algorithm, flags.total_timesteps)
+    except KeyboardInterrupt:
+        print("interrupted: what was learnt so far is saved", flush=True)
     print(f"agent in {save_agent(to_agent(algorithm), flags.agent, optimizer=False)}")
     algorithm.stop()
     ray.shutdown()

@@ -32,8 +32,8 @@ def keep_features(model: Model) -> Model:
     """Let a new agent's rollouts keep the maps of its frozen encoder, computed once a step, and learn from these.
 
     Args:
-        model: SB3's PPO or A2C, or sb3-contrib's TRPO, with a policy of :mod:`mnv4_rl.policies`, one encoder for policy
-            and value, uint8 images, and ``frozen=True``.
+        model: SB3's PPO or A2C, sb3-contrib's TRPO, or a subclass that collects and trains as these; with a policy of
+            :mod:`mnv4_rl.policies`, one encoder for policy and value, uint8 images, and ``frozen=True``.
 
     Returns:
         The same agent. One that is loaded from a file learns from images again, until it goes through this.
@@ -96,10 +96,11 @@ class FeatureRolloutBuffer(DeviceRolloutBuffer):
 def _frozen(model: OnPolicyAlgorithm) -> MNV4Extractor:
     """The agent's encoder, if its features can be kept."""
     policy = getattr(model, "policy", None)
-    if type(model).__name__ not in ALGORITHMS or not isinstance(policy, PixelActorCriticPolicy):
+    if not _collects_and_trains_as_sb3s(model) or not isinstance(policy, PixelActorCriticPolicy):
         raise TypeError(
             f"Rollouts of {', '.join(ALGORITHMS)} with a policy of mnv4_rl.policies can keep features, got "
-            f"{type(model).__name__} with {type(policy).__name__}."
+            f"{type(model).__name__} with {type(policy).__name__}; a subclass may have neither a collect_rollouts nor "
+            "a train of its own, which would find features where it expects images."
         )
     if isinstance(model.rollout_buffer, FeatureRolloutBuffer):
         raise TypeError("This agent's rollouts keep features already.")
@@ -115,6 +116,13 @@ def _frozen(model: OnPolicyAlgorithm) -> MNV4Extractor:
     if any(parameter.requires_grad for part in trunk for parameter in part.parameters()):
         raise ValueError("The encoder learns, so its features change: build it with pretrained=... and frozen=True.")
     return extractor
+
+
+def _collects_and_trains_as_sb3s(model: object) -> bool:
+    theirs = next((base for base in type(model).__mro__ if base.__name__ in ALGORITHMS), None)
+    return theirs is not None and all(
+        getattr(type(model), step) is getattr(theirs, step) for step in ("collect_rollouts", "train")
+    )
 
 
 def _buffer(model: Any, shape: tuple[int, ...], maps_of: Callable[[np.ndarray], Tensor]) -> FeatureRolloutBuffer:

@@ -146,7 +146,7 @@ class MNV4Defaults:
         features_dim: Width of the features, of each image's in a Dict; 512 by default.
         **kwargs: Arguments of SB3's policy. ``features_extractor_class`` is ours by default; ``net_arch`` is
             :attr:`default_net_arch`; Adam is PyTorch's fused one (same formula, one step for all weights) with SB3's
-            own ``eps``, ``optimizer_kwargs=dict(fused=False)`` is the other.
+            own ``eps``; ``optimizer_kwargs`` with ``fused`` or ``foreach`` says which it is instead.
 
     Attributes:
         algorithms: Names of the algorithms it is a policy of. Any other of SB3's and sb3-contrib's is refused: some
@@ -235,7 +235,7 @@ def _extractor_kwargs(kwargs: dict[str, Any], width: str) -> dict[str, Any]:
 def _adam_kwargs(given: Mapping[str, Any] | None, default: Mapping[str, Any]) -> dict[str, Any]:
     """Adam's arguments: fused, unless another of its implementations is asked for."""
     kwargs = dict(default if given is None else given)
-    if not any(kwargs.get(other) for other in ("foreach", "differentiable")):
+    if kwargs.get("foreach") is None and not kwargs.get("differentiable"):
         kwargs.setdefault("fused", True)
     return kwargs
 

@@ -35,6 +35,8 @@ class EngineConfig:
             ModuleNotFoundError: With the command that installs Ray.
         """
         check_ranges(self, _RANGES)
+        if self.gpus_per_run > 1 and self.gpus_per_run % 1:
+            raise ValueError(f"--gpus-per-run {self.gpus_per_run}: Ray gives a share of one GPU, or whole GPUs.")
         if self.engine == "ray":
             import_ray()
         elif given := [name for name in _OF_RAY if getattr(self, name)]:

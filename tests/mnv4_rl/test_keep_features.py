@@ -28,6 +28,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class OwnPPO(PPO):
+    """A user's, which collects and learns as SB3's."""
+
+
+class AugmentingPPO(PPO):
+    """A user's, which learns from images in a way of its own."""
+
+    def train(self) -> None:
+        super().train()
+
+
 class RecordingEnv(DummyVecEnv):
     """Remembers the observations; its games are cut off after a few steps, so that PPO looks at their last images."""
 
@@ -54,7 +65,7 @@ def make_agent(path: Path, algorithm=PPO, undivided: bool = False, **kwargs):
     if undivided:  # the encoder gets floats in [0, 255]
         encoder["normalize_images"] = False
         encoder["features_extractor_kwargs"]["normalized_image"] = True
-    kwargs |= {"n_epochs": 2, "batch_size": 12} if algorithm is PPO else {}
+    kwargs |= {"n_epochs": 2, "batch_size": 12} if issubclass(algorithm, PPO) else {}
     env = RecordingEnv()
     return algorithm(MNV4Policy, env, n_steps=N_STEPS, policy_kwargs=encoder, seed=0, device="cpu", **kwargs)
 
@@ -63,7 +74,7 @@ def logits(model, observations):
     return model.policy.get_distribution(observations).distribution.logits
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C])
+@pytest.mark.parametrize("algorithm", [PPO, A2C, OwnPPO])
 def test_kept_features_give_the_logits_and_values_of_their_images(algorithm, weights: Path) -> None:
     model = keep_features(make_agent(weights, algorithm))
     model.learn(N_STEPS * N_ENVS)
@@ -152,6 +163,10 @@ class TestRefusals:
             keep_features(PPO("CnnPolicy", env, n_steps=8, batch_size=8, device="cpu"))
         with pytest.raises(TypeError, match="NoneType"):
             keep_features(PPO(MNV4Policy, env, n_steps=8, batch_size=8, device="cpu", _init_setup_model=False))
+
+    def test_a_training_of_ones_own_which_would_find_features_for_images(self, weights: Path) -> None:
+        with pytest.raises(TypeError, match=r"AugmentingPPO.*nor a train of its own"):
+            keep_features(make_agent(weights, AugmentingPPO))
 
     def test_a_second_time(self, weights: Path) -> None:
         model = keep_features(make_agent(weights))

@@ -108,7 +108,7 @@ def test_everything_gives_way(algorithm):
     assert all(type(optimizer) is th.optim.SGD for optimizer in optimizers(model))
 
 
-@pytest.mark.parametrize("given", [{"fused": False}, {"foreach": True}, {"differentiable": True}])
+@pytest.mark.parametrize("given", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"differentiable": True}])
 def test_another_adam_can_be_asked_for(given):
     defaults = optimizers(agent(PPO, optimizer_kwargs=given))[0].defaults
     assert given.items() <= defaults.items() and not defaults["fused"] and defaults["eps"] == 1e-8

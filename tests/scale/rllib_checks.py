@@ -6,6 +6,7 @@ Not collected by the other targets, whose environment has no RLlib.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -159,10 +160,17 @@ def test_the_last_layers_start_as_sb3s(algorithms):
     assert float(agent.policy.value_net.weight.norm()) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_the_example_leaves_an_agent(tmp_path):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_example_leaves_an_agent(tmp_path, stopped):
     example = [sys.executable, str(ROOT / "examples" / "rllib_pong.py"), "--agent", str(tmp_path / "agent")]
-    flags = ["--total-timesteps", "1", "--env-runners", "1", "--learners", "0"]  # one iteration is 1,024
-    printed = subprocess.run([*example, *flags], check=True, capture_output=True, text=True).stdout
-    assert "1,024 timesteps, return" in printed
+    timesteps = 10**9 if stopped else 1  # one iteration is 1,024
+    flags = ["--total-timesteps", str(timesteps), "--env-runners", "1", "--learners", "0"]
+    with subprocess.Popen([*example, *flags], stdout=subprocess.PIPE, text=True) as process:
+        printed = next(line for line in process.stdout if "timesteps, return" in line)
+        if stopped:
+            process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert ("interrupted" in rest) == stopped
+    assert "1,024 timesteps, return" in printed and process.returncode == 0
     agent = load_agent(tmp_path / "agent")
     assert agent.observation_space.shape == (4, 84, 84) and agent.action_space.n == 6
