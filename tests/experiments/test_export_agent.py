@@ -2,10 +2,12 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from agents.runs.loading import load_run
+from agents.runs.families import Games
+from agents.runs.loading import TrainedRun, load_run
 from experiments import export_agent, watch
 from mnv4_rl.export import OnnxAgent
 
@@ -84,3 +86,26 @@ def test_an_agents_own_folder_is_no_run(tmp_path, capsys):
             error = capsys.readouterr().err
             assert stopped.value.code not in (0, None) and error.count("\n") == 1
             assert "save_agent" in error and "to_onnx" in error and says in error
+
+
+def test_a_file_knows_the_levels_that_its_agent_was_trained_on(monkeypatch, tmp_path):
+    games, told = Games("procgen/starpilot", mode="hard"), {}
+    monkeypatch.setattr(export_agent, "load_run", lambda *_, **__: TrainedRun(None, games, "ppo", "rl_s"))
+    monkeypatch.setattr(export_agent, "frames_of_play", lambda _run, n_frames, seed: (n_frames, seed))
+    monkeypatch.setattr(export_agent, "to_onnx", lambda *args, **kwargs: told.update(kwargs))
+    export_agent.main(["run", "--output", str(tmp_path / "a.onnx"), "--frames", "20", "--seed", "5"])
+    assert told["notes"] == {"game": "procgen/starpilot", "mode": "hard", "encoder": "rl_s"}
+    assert told["frames"] == (20, 5)
+
+
+def test_whole_games_are_played_by_the_agent_and_by_the_file(monkeypatch, tmp_path):
+    played = []
+    monkeypatch.setattr(export_agent, "OnnxAgent", lambda path: f"file of {path.name}")
+    monkeypatch.setattr(
+        TrainedRun, "make_env", lambda self, **asked: SimpleNamespace(of=(self.model, asked), close=int)
+    )
+    monkeypatch.setattr(export_agent, "evaluate", lambda model, env, n, seed: played.append((model, env.of, n, seed)))
+    run = TrainedRun("agent", Games("pong"), "ppo", "rl_s")
+    export_agent.whole_games(run, export_agent.ExportConfig(run=tmp_path, output=tmp_path / "a.onnx", games=4, seed=5))
+    asked = {"n_envs": 4, "seed": 5}
+    assert played == [(model, (model, asked), 4, 5) for model in ("agent", "file of a.onnx")]

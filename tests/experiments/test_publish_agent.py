@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from agents.play.evaluate import Evaluation
 from agents.ppo import PPOHyperparameters, build_ppo
 from agents.runs.checkpoints import newest_checkpoint, write_checkpoint
-from agents.runs.loading import load_run
+from agents.runs.families import Games
+from agents.runs.loading import TrainedRun, load_run
 from experiments import publish_agent
 from mnv4_rl import agent_format
 from mnv4_rl.atari import make_atari_env
@@ -155,3 +157,42 @@ def test_the_cards_games_are_of_the_seed_asked_for(monkeypatch):
     config = SimpleNamespace(n_envs=2, seed=1_000, games=4)
     publish_agent.play(SimpleNamespace(model=None, run=inner), config)
     assert asked == [{"n_envs": 2, "seed": 1_000}, 1_000]
+
+
+def test_the_clip_is_of_the_seed_asked_for_too(monkeypatch):
+    asked, env = [], SimpleNamespace(close=lambda: None)
+    family = SimpleNamespace(make_plain_env=lambda games: asked.append(games) or env)
+    monkeypatch.setitem(publish_agent.FAMILIES, "atari", family)
+    monkeypatch.setattr(publish_agent, "record_clip", lambda _model, _env, timesteps, seed: [(timesteps, seed)])
+    model = SimpleNamespace()
+    monkeypatch.setattr(publish_agent.FinishedRun, "model", model)
+    run = publish_agent.FinishedRun(None, {}, 0, TrainedRun(model, Games("pong"), "ppo", "rl_s"))
+    assert publish_agent.clip_of(run, 7) == [(publish_agent.CLIP_TIMESTEPS, 7)]
+    assert asked == [Games("pong", seed=7)]
+
+
+def test_the_mp4_is_in_real_time(monkeypatch):
+    """Atari's 60 frames a second, four of which are a timestep."""
+    told = []
+
+    class Writer:
+        def __init__(self, path, frame_skip):
+            told.append(frame_skip)
+            self.path = path
+
+        def add(self, screen):
+            told.append(screen)
+
+        def close(self):
+            self.path.write_bytes(b"film")
+
+    monkeypatch.setattr(publish_agent, "Mp4Writer", Writer)
+    assert publish_agent.mp4(["one", "other"]) == b"film" and told == [4, "one", "other"]
+
+
+def test_a_card_of_hard_levels_has_their_scale(run, tmp_path):
+    finished = publish_agent.read_finished(run[0])
+    hard = dataclasses.replace(finished.run, games=Games("procgen/starpilot", mode="hard"))
+    card = publish_agent.card(dataclasses.replace(finished, run=hard), Evaluation.of([18.25]), tmp_path)
+    assert "all hard levels there are" in card
+    assert "| normalised | 0.50 (0 is the lowest return in Procgen's paper at 1.5, 1 the highest at 35) |" in card

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import sys
 import tkinter
+from pathlib import Path
+from types import SimpleNamespace
 
 import imageio
 import numpy as np
@@ -259,6 +261,22 @@ def test_recording_does_not_change_the_scores(run_dir, tmp_path, short_games, ca
         capsys, run_dir, "--episodes", 2, "--protocol", "machado", "--seed", 5, "--gif", tmp_path / "a.gif"
     )[1]
     assert recorded.splitlines()[:-1] == plain.splitlines()
+
+
+def test_games_are_played_as_the_flags_say(monkeypatch):
+    asked, env = [], SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(watch, "evaluate", lambda *args, **kwargs: asked.append((*args, kwargs)))
+    config = watch.WatchConfig(run=Path("run"), episodes=7, deterministic=True, seed=5)
+    assert watch.play(config, SimpleNamespace(model="agent"), env, print)
+    assert asked == [("agent", env, 7, True, {"seed": 5, "on_game": print})]
+
+
+def test_a_gif_has_the_first_twenty_seconds(tmp_path):
+    config = watch.WatchConfig(run=Path("run"), gif=tmp_path / "a.gif", window=False)
+    recording = watch.Recording(config, SimpleNamespace(model=None, game="pong"))
+    for screen in screens(310):
+        recording._keep(screen)
+    assert len(recording._screens) == 20 * 60 // 4
 
 
 def test_ctrl_c_keeps_what_was_played(run_dir, tmp_path, short_games, capsys, monkeypatch):

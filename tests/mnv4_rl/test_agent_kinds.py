@@ -15,6 +15,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, load_agent, save_agent
+from mnv4_rl.agent_format import describe
 from mnv4_rl.baselines import ImpalaCNN, ImpoolaCNN
 from mnv4_rl.models import registry
 from mnv4_rl.models.width import scale_width
@@ -90,7 +91,7 @@ def cameras(n_envs):
 
 
 NORMAL = NormalActionNoise(np.zeros(5), np.full(5, 0.1))
-DRIFTING = OrnsteinUhlenbeckActionNoise(np.zeros(5), np.full(5, 0.2), theta=0.1)
+DRIFTING = OrnsteinUhlenbeckActionNoise(np.zeros(5), np.full(5, 0.2), theta=0.1, dt=0.5, initial_noise=np.full(5, 0.3))
 
 
 def ppo(env=images, policy="CnnPolicy", **policy_kwargs):
@@ -221,6 +222,12 @@ def test_an_agent_comes_back_and_trains_on(kind, tmp_path):
         assert same(mine.state_dict(), theirs.state_dict())
     train(trained)
     assert not same(plain(model.policy.state_dict()), trained.policy.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["readme", "impala"])
+def test_a_file_says_where_the_channels_are(kind):
+    """It was found out when the agent was built, and later versions may find otherwise."""
+    assert describe(KINDS[kind]()).encoder.arguments["channels_last"] is False
 
 
 def optimizers(model):

@@ -247,6 +247,15 @@ def test_what_is_told_by_key_is_told_of_that_image_alone() -> None:
     assert untold.network.frame_channels == 3
 
 
+@pytest.mark.parametrize(
+    ("shape", "frame_channels"), [((3, 40, 40, 1), 1), ((4, 3, 40, 40), 3), ((6, 40, 40, 2), 2), ((3, 40, 40), 3)]
+)
+def test_a_stack_says_how_many_channels_a_frame_has(shape: tuple[int, ...], frame_channels: int) -> None:
+    """Three grey frames are no RGB picture, though they have as many channels."""
+    extractor = MNV4Extractor(spaces.Box(0, 255, shape, np.uint8), 8)
+    assert extractor.network.frame_channels == frame_channels
+
+
 @pytest.mark.parametrize("variant", ["rl_s", "rl_s2", "mnv4_conv_s"])
 def test_one_feature_would_be_blind(variant: str) -> None:
     with pytest.raises(ValueError, match="features_dim must be at least 2, got 1: a norm over one feature is blind"):

@@ -14,7 +14,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.envs import FakeImageEnv
 from torch import nn
 
-from mnv4_rl import MNV4CombinedExtractor, MNV4Extractor, create_model, list_models, load_agent, save_agent
+from mnv4_rl import (
+    MNV4CombinedExtractor,
+    MNV4Extractor,
+    create_model,
+    list_models,
+    load_agent,
+    load_zip_weights,
+    save_agent,
+)
 from mnv4_rl.export import fold
 from mnv4_rl.weights.files import read_header, write_safetensors
 from mnv4_rl.weights.loading import adapt_stem, load_weights, save_weights, to_timm_state_dict
@@ -294,6 +302,17 @@ class TestStatistics:
         save_weights(loaded.network, tmp_path / "own.safetensors")
         again = self.extractor(tmp_path / "own.safetensors", 4)
         assert th.equal(again.normalize.mean, loaded.normalize.mean) and loaded.normalize.mean.min() > 0.4
+
+    def test_weights_of_a_zip_say_theirs(self, checkpoint: Path, tmp_path: Path) -> None:
+        agent = make_agent(PPO, pretrained=checkpoint)
+        agent.save(tmp_path / "agent.zip")
+        checkpoint.unlink()
+        with pytest.warns(UserWarning, match="brings its own weights"):
+            loaded = make_agent(PPO, pretrained=checkpoint)
+        load_zip_weights(loaded, tmp_path / "agent.zip")
+        save_weights(extractor_of(loaded).network, tmp_path / "own.safetensors")
+        again = self.extractor(tmp_path / "own.safetensors", 4)
+        assert th.equal(again.normalize.mean, extractor_of(agent).normalize.mean) and again.normalize.mean.min() > 0.4
 
     @pytest.mark.parametrize("said", ["[[0.5], [0]]", "[[0.5, 0.5], [1]]", "[[0.5], [NaN]]", "{}", "[[], []]"])
     def test_what_is_no_statistics_is_refused(self, tmp_path: Path, said: str, trained: nn.Module) -> None:

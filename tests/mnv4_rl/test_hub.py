@@ -41,6 +41,7 @@ def hub(monkeypatch, tmp_path):
     class Api:
         def create_repo(self, repository, *, private, exist_ok):
             (repositories / repository).mkdir(parents=True, exist_ok=exist_ok)
+            (repositories / repository / "visibility").write_text("private" if private else "public")
 
         def upload_folder(self, *, repo_id, folder_path, commit_message):
             shutil.copytree(folder_path, repositories / repo_id, dirs_exist_ok=True)
@@ -67,6 +68,12 @@ def test_pushed_agent_is_loaded_by_its_name(hub, expected, capsys, tmp_path, mon
     assert (hub / "somebody" / "pong" / "play.gif").is_file()
     monkeypatch.chdir(tmp_path)
     np.testing.assert_array_equal(acts("somebody/pong"), expected)
+
+
+@pytest.mark.parametrize(("flags", "visibility"), [([], "public"), (["--private"], "private")])
+def test_only_who_asks_for_it_gets_a_private_repository(hub, flags, visibility):
+    push_agent.main([str(PONG), "somebody/pong", *flags])
+    assert (hub / "somebody" / "pong" / "visibility").read_text() == visibility
 
 
 def test_a_folder_of_that_name_goes_first(hub, expected, tmp_path, monkeypatch):

@@ -385,6 +385,10 @@ REFUSED = {
     "stack of RAM": (uint8_box(4, 128), "'MlpPolicy'"),
     "frames last": (uint8_box(64, 64, 3, 4), "first.*to the front"),
     "grey, frames last": (uint8_box(84, 84, 1, 4), "first.*to the front"),
+    "many channels, frames last": (
+        uint8_box(64, 64, 12, 4),
+        "first, so shape .* 64 frames of 64x12 pixels.*to the front",
+    ),
     "stack of stacks": (uint8_box(4, 2, 3, 16, 16), "only one axis may count frames"),
     "int8 board": (TRUSTED["int8 board"], "int8.*normalized_image=True"),
     "uint16 depth": (TRUSTED["uint16 depth"], "uint16.*dividing by 65535.*normalized_image=True"),

@@ -86,6 +86,13 @@ def test_distributions_go_unchecked_inside_alone(monkeypatch):
         Categorical(logits=wrong)
 
 
+def test_distributions_that_went_unchecked_before_still_do(monkeypatch):
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+    with performance.unchecked_distributions():
+        pass
+    Categorical(logits=th.tensor([float("nan"), 1.0]))
+
+
 def test_tune_changes_no_number():
     """In a process of its own: the allocator's settings last as long as the process."""
     code = (

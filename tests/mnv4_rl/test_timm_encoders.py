@@ -145,6 +145,18 @@ def test_from_scratch_there_is_no_batch_norm_and_every_weight_learns() -> None:
     assert all(parameter.grad is not None for parameter in extractor.parameters())
 
 
+def test_from_scratch_norms_start_as_timms_and_the_head_as_our_own() -> None:
+    """The last norm of a residual branch starts at 0 in timm, so that the branch adds nothing at first."""
+    network = MNV4Extractor(space(), 16, variant="timm:test_resnet").network
+    silent = [
+        sum(not module.weight.any() for module in model.modules() if isinstance(module, kind))
+        for model, kind in ((timm_model("test_resnet"), nn.BatchNorm2d), (network.trunk, nn.GroupNorm))
+    ]
+    assert silent[0] == silent[1] > 0
+    fc = network.head.fc
+    assert fc.weight.std().item() == pytest.approx((2 / fc.in_features) ** 0.5, rel=0.05)  # He's, not PyTorch's
+
+
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_saved_agent_needs_no_file(

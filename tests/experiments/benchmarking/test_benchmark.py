@@ -2,16 +2,19 @@
 
 import csv
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as th
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from torch import nn
 
 from experiments import benchmark
 from experiments.benchmarking import encoders as benchmark_encoders
-from experiments.benchmarking import plan
+from experiments.benchmarking import plan, report
 from experiments.benchmarking import training as benchmark_training
 from experiments.benchmarking.encoders import (
     Cost,
@@ -301,6 +304,62 @@ def test_plain_sb3_gets_the_same_hyperparameters_and_network(algo, settings):
     assert (type(plain.replay_buffer) is not type(ours.replay_buffer)) if algo == "dqn" else True
     for agent in (plain, ours):
         agent.get_env().close()
+
+
+@pytest.mark.parametrize(
+    ("plain", "told"),
+    [(True, {"set_num_threads": (3,)}), (False, {"tune": (3,), "make_atari_env": ("pong", 2, 0, 3)})],
+)
+def test_a_contender_has_the_threads_and_the_numbers_that_were_asked_for(plain, told, monkeypatch):
+    """Of plain SB3 nothing but the threads is tuned; ours has them for its games too."""
+    found = {}
+
+    def note(name):
+        return lambda *args, **kwargs: found.update({name: (*args, *kwargs.values())})
+
+    for name in ("tune", "make_atari_env", "set_precision"):
+        monkeypatch.setattr(benchmark_training, name, note(name))
+    monkeypatch.setattr(th, "set_num_threads", note("set_num_threads"))
+    for name in ("make_sb3_atari_env", "VecFrameStack"):
+        monkeypatch.setattr(benchmark_training, name, lambda *_, **__: None)
+    for name in ("build_sb3_agent", "build_our_agent"):
+        monkeypatch.setattr(benchmark_training, name, lambda *_: SimpleNamespace(policy="policy"))
+    build_agent(Contender("", plain, "nature", "bf16"), replace(ppo_task(), threads=3))
+    assert found == told | {"set_precision": ("policy", "bf16")}
+
+
+def test_a_row_is_shown_in_the_units_of_its_headings():
+    row = Row(
+        part="encoders", model="rl_s", task="forward", device="cpu", batch=8, size=84, rounds=7, per_second=1234.0,
+        ratio=2.25, ratio_low=1.5, ratio_high=4.0, best_dtype_ratio=1.25, peak_fraction=0.26, parameters=1000,
+        macs=2_500_000, saved_bytes=3_000, saved_bytes_uint8=2_000,
+    )  # fmt: skip
+    header, _, shown = (line.strip("| ").split(" | ") for line in report.markdown([row], []).splitlines()[2:5])
+    found = dict(zip(header, shown, strict=True))
+    assert (found["a second"], found["lowest to highest"], found["of peak"]) == ("1,234", "1.50 to 4.00", "26%")
+    assert (found["ratio"], found["best dtypes"]) == ("2.25x", "1.25x")
+    assert (found["MMACs"], found["kB saved"], found["of uint8"]) == ("2.5", "3", "2")
+
+
+def test_whiskers_reach_from_the_lowest_round_to_the_highest():
+    rows = [
+        Row(part="encoders", model=model, task="forward", device="cpu", ratio=2.0, ratio_low=low, ratio_high=high)
+        for model, low, high in (("nature", 1.0, 2.5), ("rl_s", 1.5, 4.0))
+    ]
+    axis = Figure().subplots()
+    report.bars(axis, rows, lambda row: row.dtype, "")
+    (bars,) = [container for container in axis.containers if isinstance(container, BarContainer)]
+    segments = bars.errorbar.lines[2][0].get_segments()
+    assert {(low, high) for (low, _), (high, _) in segments} == {(1.0, 2.5), (1.5, 4.0)}
+    assert [bar.get_width() for bar in bars] == [2.0, 2.0]
+
+
+def test_limits_are_those_of_the_flags(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plan, "measure_group", lambda _group, limits, _advance: asked.append(limits) or [])
+    flags = dict(parts=("encoders",), dtypes=("fp32",), rounds=3, min_seconds=0.5, max_seconds=7, max_gigabytes=2)
+    plan.run([group("nature")], [], plan.BenchmarkConfig(**flags), lambda rows: None)
+    assert asked == [Limits(("fp32",), 3, 0.5, 7, 2e9)]
 
 
 @pytest.mark.parametrize(

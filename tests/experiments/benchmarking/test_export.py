@@ -5,7 +5,7 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarking import export
-from experiments.benchmarking.encoders import REFERENCE, random_images
+from experiments.benchmarking.encoders import REFERENCE, Limits, random_images
 from mnv4_rl.models.registry import DEFAULT_VARIANT
 
 ENCODERS = (REFERENCE, DEFAULT_VARIANT)
@@ -34,6 +34,14 @@ def test_command_writes_every_set_up_at_both_batches(tmp_path, capsys):
                 assert sum(line.startswith(f"| {way}, {encoder} | act | cpu | fp32 | {batch} |") for line in table) == 1
     reference = [line for line in table if line.startswith("| ONNX Runtime, nature ")]
     assert len(reference) == 2 and all("1.00x" in line for line in reference)
+
+
+def test_a_call_counts_as_many_observations_as_its_batch(monkeypatch):
+    monkeypatch.setattr(export, "build_agent", lambda encoder: None)
+    monkeypatch.setattr(export, "set_ups", lambda *_: {export.REFERENCE_SET_UP: lambda: None})
+    monkeypatch.setattr(export, "calls_per_second", lambda *_: 10.0)
+    (row,) = export.measure_export(8, (), Limits(("fp32",), 2, 0.0, 1.0, 1.0), lambda: None)
+    assert (row.batch, row.per_second, row.ratio) == (8, 80.0, 1.0)
 
 
 @pytest.mark.slow

@@ -5,16 +5,23 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch as th
 import yaml
 from safetensors.torch import load_file
 
-from experiments.classification.training import Trainer
-from experiments.classify import main
+from experiments.classification.config import ClassifyConfig
+from experiments.classification.run import ClassificationRun
+from experiments.classification.training import Evaluation, Trainer
+from experiments.classify import main, prepare, result_row
 from mnv4_rl import create_model
+from mnv4_rl.weights.files import read_weights
+from mnv4_rl.weights.statistics import image_statistics
 from tests.experiments.classification.image_folders import write_folder, write_image
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,6 +77,9 @@ def test_best_weights_give_the_reported_accuracy_back(images, tmp_path):
     x = (test.pixels / 255 - th.tensor(about["mean"]).view(-1, 1, 1)) / th.tensor(about["std"]).view(-1, 1, 1)
     correct = int((network.eval()(x).argmax(1) == test.labels).sum())
     assert correct == json.loads((tmp_path / "run" / "test.json").read_text())["correct"]
+    # An encoder that starts from the file takes mean and deviation from it.
+    mean, deviation = image_statistics(read_weights(tmp_path / "run" / "best.safetensors"))
+    assert (list(mean), list(deviation)) == (about["mean"], about["std"])
 
 
 def interrupt_at(monkeypatch, update):
@@ -105,6 +115,40 @@ def test_interrupted_and_resumed_is_the_same_run(images, tmp_path, capsys, monke
         for run in ("whole", "run")
     ]
     assert epoch_columns[0] == epoch_columns[1]
+
+
+def test_data_are_read_as_the_flags_say(monkeypatch):
+    asked = []
+
+    def load(*args):
+        asked.append(args)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("experiments.classify.load_dataset", load)
+    with pytest.raises(ValueError, match="enough"):
+        prepare(ClassifyConfig(data="digits", seed=4, image_size=8, on_corrupt="skip", threads=1))
+    assert asked == [("digits", 4, 8, "skip")]
+
+
+def test_of_epochs_that_are_as_good_the_last_is_the_best():
+    """Its weights are written last, and best.json is of the epoch that the command names."""
+    run = ClassificationRun(SimpleNamespace(path=None), None)
+    run.history = [{"epoch": epoch, "validation_accuracy": share} for epoch, share in ((1, 0.5), (2, 0.9), (3, 0.9))]
+    assert run.best["epoch"] == 3
+
+
+def test_a_resumed_run_counts_the_seconds_of_all_its_sessions(images, tmp_path):
+    main(flags(images, tmp_path / "run"))
+    before = state(tmp_path / "run")["history"][-1]
+    resumed = prepare(ClassifyConfig(resume=tmp_path / "run", threads=1))
+    with resumed.folder:
+        wall, cpu = resumed.seconds()
+        resumed.seconds = lambda: (20.0, 10.0)
+        row = result_row(resumed, Evaluation(0.0, th.tensor([1, 0]), th.tensor([1, 1])))
+    assert (row["wall_seconds"], row["cpu_seconds"], row["threads"]) == (20.0, 10.0, 1)
+    assert (row["test_images"], row["test_accuracy"], row["best_epoch"]) == (2, 0.5, resumed.best["epoch"])
+    here = time.time() - psutil.Process().create_time(), time.process_time()
+    assert (wall, cpu) == pytest.approx((before["wall_seconds"] + here[0], before["cpu_seconds"] + here[1]), abs=1)
 
 
 def test_result_table_grows_and_a_foreign_file_is_left_alone(images, tmp_path, capsys):

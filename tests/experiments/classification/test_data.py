@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.classification.images import Images, make_dataset, stratified_split
+from experiments.classification.images import Dataset, Images, make_dataset, stratified_split
 from experiments.classification.sources import load_dataset, read_cifar_pickle, read_idx
 from tests.experiments.classification.image_folders import idx_bytes, random_pixels, write_folder, write_image
 
@@ -275,6 +275,16 @@ def test_statistics_are_those_of_the_training_pixels(tmp_path):
     mean, deviation = dataset.statistics()
     assert mean.flatten().tolist() == pytest.approx(values.mean((0, 2, 3)).tolist())
     assert deviation.flatten().tolist() == pytest.approx(values.std((0, 2, 3), correction=0).tolist())
+
+
+def test_statistics_of_many_images_are_of_all_of_them_not_of_the_first(monkeypatch):
+    """A folder's images come class by class: the first thousand may all be dark."""
+    monkeypatch.setattr("experiments.classification.images.PIECE", 10)
+    pixels = th.cat([th.zeros(50, 1, 2, 2), th.full((50, 1, 2, 2), 255)]).to(th.uint8)
+    images = Images(pixels, th.arange(100) // 50)
+    dataset = Dataset(name="x", class_names=("dark", "light"), train=images, validation=images, test=images)
+    mean, deviation = dataset.statistics()
+    assert (mean.item(), deviation.item()) == (pytest.approx(0.5, abs=0.05), pytest.approx(0.5, abs=0.05))
 
 
 def test_read_idx_of_any_shape(tmp_path):

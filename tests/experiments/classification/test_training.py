@@ -22,6 +22,7 @@ from experiments.classification.training import (
 )
 from experiments.cli.results import read_csv
 from mnv4_rl import create_model
+from mnv4_rl.models.layers import DropPath
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,15 @@ def test_it_learns_and_evaluates_the_average():
         logits = trainer.kept(trainer._normalised(trainer.dataset.test.pixels))
     assert th.equal(evaluation.predictions, logits.argmax(1))
     assert not equal(trainer.network.state_dict(), trainer.kept.state_dict())
+
+
+def test_settings_reach_the_network_the_loss_and_the_optimiser():
+    trainer = make_trainer(weight_decay=0.3)
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.3, 0.0]
+    rates = [module.rate for module in trainer.network.modules() if isinstance(module, DropPath)]
+    assert 0 < max(rates) < 0.2  # the peak is reached behind the last block
+    plain, smoothed = (make_trainer(label_smoothing=share, epochs=2).train_epoch() for share in (0.0, 0.9))
+    assert abs(plain - smoothed) > 0.01
 
 
 def test_continuing_is_the_same_as_never_stopping():

@@ -53,3 +53,18 @@ def test_a_run_that_was_stopped_begins_again_elsewhere(task):
 def test_what_cannot_be_trained_is_not_tried_again(task):
     with pytest.raises(ValueError, match="no such"):
         task(ValueError("no such thing"), True)
+
+
+def test_a_task_gets_a_cpu_for_each_thread_and_failed_runs_are_told(monkeypatch, tmp_path):
+    config = RaceConfig(name="r", encoders=("nature", "rl_s"), race_dir=tmp_path, threads=3)
+    runs, asked = plan(config), []
+    config.path.mkdir()
+
+    def run_all(_config, _function, items, shared, *, n_cpus, watch):
+        asked.append((items, shared, n_cpus))
+        return [None, ValueError("out of luck")]
+
+    monkeypatch.setattr(on_ray, "run_all", run_all)
+    assert on_ray.train_on_ray(runs, config, None, lambda *_: None) == [runs[1]]
+    assert asked == [(runs, config.path, 3)]
+    assert runs[1].log.read_text() == "out of luck\n" and not runs[0].log.exists()

@@ -310,9 +310,13 @@ def test_without_ray_its_engine_is_one_line_that_says_how_to_install_it(tmp_path
 def test_a_run_is_the_same_whoever_trains_it(tmp_path):
     """By the command of a process, or by the config that Ray's tasks get."""
     ours = ["--ppo.n-steps", "64", "--seeds", "3", "--checkpoint-every", "128", "--threads", "2", "--encoders", "rl_m"]
+    ours += ["--device", "cpu"]
     (run,) = planning.plan(parse(planning.RaceConfig, flags(tmp_path, *ours)))
     assert parse(PPOConfig, run.command()[2:]) == run.config()
-    assert run.config().ppo.n_steps == 64 and run.config().run_dir == run.folder
+    config = run.config()
+    assert config.ppo.n_steps == 64 and config.run_dir == run.folder
+    assert (config.seed, config.checkpoint_every, config.threads, config.device) == (3, 128, 2, "cpu")
+    assert config.evaluation_games == 0  # the curve is the result
 
 
 @pytest.mark.parametrize(

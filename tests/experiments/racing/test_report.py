@@ -362,3 +362,30 @@ def test_intervals_are_resampled_as_the_flags_say(config):
     asked = replace(config, n_resamples=50, bootstrap_seed=3)
     expected = bootstrap(interquartile_mean, scores, n_resamples=50, seed=3)
     assert estimate(asked, interquartile_mean, scores) == expected
+
+
+def test_scores_are_drawn_against_each_clock_and_beside_what_was_published_by_then(drawn, tmp_path):
+    runs = [run_of(encoder, 0, 0.5, total=300_000) for encoder in ("nature", "rl_s")]
+    figures.draw_scores(full_matrix(runs, "nature"), tmp_path)
+    axes = drawn[0].axes
+    assert [axis.lines[0].get_xdata()[-1] for axis in axes] == [300_000, 6_000, 3_000]
+    published = next(line for line in axes[0].lines if line.get_label() == "nature, published")
+    assert list(published.get_xdata()) == [250_000]  # the next mark is at twice that
+
+
+def test_curves_of_the_iqm_end_where_the_runs_do_on_each_clock(config, drawn):
+    figures.draw_iqm(full_matrix(two_encoders(), "nature"), config, config.results_dir)
+    ends = [{line.get_label(): line.get_xdata()[-1] for line in axis.lines} for axis in drawn[0].axes]
+    same = {"nature": 1, "rl_s": 1}  # a whole run of nature
+    assert ends == [{"nature": 1000, "rl_s": 1000}, pytest.approx(same), pytest.approx({"nature": 1, "rl_s": 0.5})]
+
+
+def test_the_dotted_line_of_a_game_is_where_the_reference_ends(config, drawn):
+    figures.draw_games(full_matrix(two_encoders(), "nature"), config, config.results_dir)
+    dotted = {
+        axis.get_title(): normalised(axis.get_title(), np.array(line.get_ydata()[0]))
+        for axis in drawn[0].axes
+        for line in axis.lines
+        if line.get_linestyle() == ":"
+    }
+    assert dotted == pytest.approx({"pong": 0.41, "breakout": 0.41})

@@ -1,5 +1,7 @@
 """The search with real timing and real runs."""
 
+import time
+
 import pytest
 
 from agents.ppo import PPOHyperparameters
@@ -24,6 +26,19 @@ def test_cost_is_a_share_of_natures():
     large = spec_of({**RL_S_CHOICES, "stem": "conv3", "width": "32", "expansion": "wide", "first_residual": "fused"})
     small, big = costs.relative_cost(spec_of(RL_S_CHOICES), ours), costs.relative_cost(large, ours)
     assert 0 < small < big
+
+
+@pytest.mark.parametrize(
+    ("game", "shape"), [("pong", (2, 4, 84, 84)), ("procgen/starpilot", (2, 3, 64, 64))], ids=["atari", "procgen"]
+)
+def test_candidates_are_timed_on_images_of_their_games_and_in_cpu_seconds(game, shape, monkeypatch):
+    """Others share the processor: wall seconds would be theirs too."""
+    shapes, clocks = set(), set()
+    monkeypatch.setattr(costs, "make_call", lambda _model, images, *_: shapes.add(tuple(images.shape)) or int)
+    monkeypatch.setattr(costs, "calls_per_second", lambda _call, _seconds, clock: clocks.add(clock) or 1.0)
+    ours = SearchConfig(games=(game,), device="cpu", batch=2, rounds=1)
+    assert costs.relative_cost(spec_of(RL_S_CHOICES), ours) == 1
+    assert shapes == {shape} and clocks == {time.process_time}
 
 
 def test_every_option_is_timed_as_a_neighbour_of_rl_s(monkeypatch, tmp_path):

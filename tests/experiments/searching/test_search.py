@@ -85,6 +85,13 @@ def test_rungs_end_those_that_fall_behind_and_score_all_games(study):
     assert study.best.intermediate_values[100] == best
 
 
+def test_as_many_go_on_from_a_rung_as_the_flags_say(monkeypatch, tmp_path):
+    asked, pruner = [], optuna.pruners.SuccessiveHalvingPruner
+    monkeypatch.setattr(optuna.pruners, "SuccessiveHalvingPruner", lambda *args: asked.append(args) or pruner(*args))
+    open_study(config(tmp_path, reduction=5, total_timesteps=1000))
+    assert asked == [(40, 5)]  # rungs at 40, 200 and 1,000
+
+
 def test_a_search_begins_with_the_rows_that_are_known(made_up, tmp_path):
     found = run_search(config(tmp_path, n_candidates=4, budget=2)).trials
     known = [spec_of(choices).name for choices in space.KNOWN_CHOICES.values()]

@@ -46,12 +46,15 @@ def test_search_trains_one_encoder_with_every_candidates_settings(monkeypatch, t
     monkeypatch.setattr(scoring, "train_run", train)
     monkeypatch.setattr(studying, "relative_cost", lambda *_: pytest.fail("settings cost no other pass"))
     flags = (
-        f"--what settings --encoder nature --games pong --total-timesteps 900 --n-candidates 8 --search-dir {tmp_path}"
+        f"--what settings --encoder nature --games pong --total-timesteps 900 --n-candidates 8 --search-dir {tmp_path} "
+        "--seed 7 --device cpu --threads 1"
     )
     search.main(flags.split())
     out = capsys.readouterr().out
 
     assert {run.encoder for run in runs} == {"nature"} and {run.game for run in runs} == {"pong"}
+    # The score of the last training games is the result; games beside it would only take time.
+    assert {(run.seed, run.device, run.threads, run.evaluation_games) for run in runs} == {(7, "cpu", 1, 0)}
     study = studying.open_study(parse(SearchConfig, flags.split(), SearchConfig()))
     trained = {name_of(t.params): t for t in study.trials if t.intermediate_values}
     assert {run.run_dir.name for run in runs} == {f"pong__{name}" for name in trained}

@@ -37,6 +37,24 @@ def test_a_policy_that_depends_on_what_is_seen_is_learnt(monkeypatch):
     assert learnt.value > 0.8
 
 
+def test_an_update_weighs_values_and_clips_gradients_as_ppo_does(monkeypatch):
+    monkeypatch.setattr(cloning, "BATCH", 8)
+    found, clip, ppo = [], th.nn.utils.clip_grad_norm_, cloning.PRESETS["atari"]
+
+    def note(parameters, max_norm):
+        parameters = list(parameters)
+        found.append((max_norm, next(p.grad.clone() for p in parameters if p.shape == (1, 512))))
+        return clip(parameters, max_norm)
+
+    monkeypatch.setattr(th.nn.utils, "clip_grad_norm_", note)
+    for vf_coef in (0.25, 0.5):
+        monkeypatch.setitem(cloning.PRESETS, "atari", replace(ppo, vf_coef=vf_coef, max_grad_norm=0.3))
+        clone("rl_s", lesson_of(th.arange(16) % 2 == 0), 0, updates=1)
+    (norm, half), (_, whole) = found
+    assert norm == 0.3 and half.any()
+    th.testing.assert_close(2 * half, whole)
+
+
 def test_what_is_not_in_the_picture_is_not_learnt(monkeypatch):
     monkeypatch.setattr(cloning, "BATCH", 32)
     lesson = lesson_of(th.rand(N, generator=th.Generator().manual_seed(0)) < 0.5)

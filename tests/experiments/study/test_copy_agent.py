@@ -64,6 +64,14 @@ def test_copies_from_sampled_labels_are_rows_of_their_own(pong_agent, tmp_path, 
     assert capsys.readouterr().out.count("| rl_s |") == 2  # each call shows its own
 
 
+def test_copies_are_made_on_the_threads_asked_for(pong_agent, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(copy_agent, "tune", asked.append)
+    monkeypatch.setattr(copy_agent, "copy_missing", lambda *_: asked.append("copied"))
+    copy_agent.main(["--agent", str(pong_agent), "--results-dir", str(tmp_path), "--threads", "3"])
+    assert asked == [3, "copied"]
+
+
 def test_a_folder_without_an_agent_is_refused_before_anything_is_said_to_play(tmp_path, capsys):
     with pytest.raises(SystemExit):
         copy_agent.main(["--agent", str(tmp_path / "none"), "--results-dir", str(tmp_path), *TINY])

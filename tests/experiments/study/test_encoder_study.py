@@ -19,7 +19,7 @@ from experiments.racing.results import RaceRun, write_race
 from experiments.racing.running import Outcome
 from experiments.study.candidates import BASE, CANDIDATES
 from experiments.study.cloning import clone, record
-from experiments.study.table import score_at
+from experiments.study.table import Measured, score_at
 from mnv4_rl import MNV4Extractor
 from mnv4_rl.agent_files import load_agent, save_agent
 from mnv4_rl.atari import make_atari_env
@@ -142,6 +142,16 @@ def test_table_joins_costs_returns_and_scores(few, tmp_path, capsys):
     assert [row["pong_250000"] for row in rows] == ["", "-16.0"]
     assert (tmp_path / "encoder_study_pong.png").read_bytes()[:4] == b"\x89PNG"
     assert "encoder_study.md" in capsys.readouterr().out
+
+
+def test_a_games_picture_has_the_runs_of_the_studys_seed(few, tmp_path, monkeypatch):
+    points = np.array([[0, 0, 0, -21.0], [400_000, 0, 0, -13]])
+    runs = [RaceRun("pong", "rl_s-gap", seed, points) for seed in (0, 1)] + [RaceRun("enduro", "rl_s", 1, points)]
+    drawn = {}
+    monkeypatch.setattr(encoder_study, "read_measured", lambda _: Measured([], [], [], runs))
+    monkeypatch.setattr(encoder_study, "draw_runs", lambda curves, path: drawn.update({path.name: len(curves)}))
+    encoder_study.write_table(encoder_study.StudyConfig(results_dir=tmp_path, seed=1))
+    assert drawn == {"encoder_study_pong.png": 1, "encoder_study_enduro.png": 1}
 
 
 @pytest.mark.parametrize(

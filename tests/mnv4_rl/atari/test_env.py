@@ -334,6 +334,15 @@ def test_machado_protocol(make):
     assert make("breakout", 1).action_meanings == ("NOOP", "FIRE", "RIGHT", "LEFT")
 
 
+def test_sticky_actions_part_games_that_are_played_alike(make):
+    """Without them, and without NOOPs at the start, the seed changes nothing."""
+    actions = random_actions(make("pong", 1), 60).repeat(2, axis=1)
+    for probability, alike in ((0.0, True), (0.25, False)):
+        env = make("pong", 2, noop_max=0, repeat_action_probability=probability)
+        observations = play(env, actions)[0]
+        assert np.array_equal(observations[:, 0], observations[:, 1]) is alike
+
+
 def test_vec_env_contract(make):
     env = make("pong", 2, seed=1)
     assert env.render_mode is None and env.get_attr("game") == ["pong", "pong"] and env.get_attr("game", 0) == ["pong"]
@@ -384,8 +393,9 @@ def test_a_wrapper_whose_effect_is_off_is_not_there(make):
 
 
 def test_spec_makes_the_same_emulator(make):
-    spec = make("ms_pacman", 2, protocol="machado", frame_skip=3).get_attr("spec")[1]
+    spec = make("ms_pacman", 2, protocol="machado", frame_skip=3, max_episode_frames=400).get_attr("spec")[1]
     assert spec.id == "ALE/MsPacman-v5"
+    assert (spec.kwargs["frameskip"], spec.kwargs["max_num_frames_per_episode"]) == (3, 400)
     single = spec.make()
     assert single.action_space.n == 18
     assert single.unwrapped.ale.getFloat("repeat_action_probability") == 0.25

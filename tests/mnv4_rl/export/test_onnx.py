@@ -1,6 +1,7 @@
 """ONNX files: the agent's own answers in ONNX Runtime, one whole file without traces, or no file at all."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import NatureCNN
 
-from mnv4_rl.export import OnnxAgent, onnx_file, to_onnx
+from mnv4_rl.export import OnnxAgent, onnx_agent, onnx_file, to_onnx
 from tests.mnv4_rl.export.agents import ACTIONS, agent, batch_of, expected_scores, observations
 
 
@@ -77,6 +78,12 @@ def test_what_it_says_of_itself(files):
     assert [node.name for node in model.graph.output] == ["logits", "action"]
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert json.loads(model.metadata_props[0].value)["game"] == "pong"
+
+
+def test_a_file_keeps_the_rate_at_which_its_agent_explores():
+    model, folded = onnx.ModelProto(), SimpleNamespace(scores="q_values")
+    onnx_file._describe(model, SimpleNamespace(exploration_rate=np.float64(0.25)), folded, {})
+    assert json.loads(model.metadata_props[0].value)["exploration_rate"] == 0.25
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -150,6 +157,22 @@ class TestOnnxAgent:
             th.manual_seed(5)
             theirs, _ = ppo.predict(batch, deterministic=deterministic)
             np.testing.assert_array_equal(mine, theirs)
+
+    def test_a_file_of_dqn_explores_as_often_as_the_agent_did(self, files, ppo):
+        """It draws from numpy for all at once, and then from the space, as SB3's DQN does."""
+        batch, player = observations(ppo, 4), OnnxAgent(files[None].path)
+        greedy, _ = player.predict(batch, deterministic=True)
+        for rate in (0.0, 0.5, 1.0):
+            player.notes = {"scores": "q_values", "exploration_rate": rate}
+            np.random.seed(0)
+            explored = sum((player.predict(batch)[0] != greedy).any() for _ in range(40))
+            assert explored == pytest.approx(40 * rate, abs=8 * (rate == 0.5) + 2 * (rate == 1))
+
+    def test_a_file_plays_on_the_threads_it_is_given(self, files, monkeypatch):
+        asked, session_of = [], onnx_file.session_of
+        monkeypatch.setattr(onnx_agent, "session_of", lambda *args: asked.append(args[1:]) or session_of(*args))
+        OnnxAgent(files[None].path, threads=2)
+        assert asked == [(2,)]
 
     def test_a_single_observation(self, files, ppo):
         single = observations(ppo, 1)[0]

@@ -175,6 +175,12 @@ def test_a_gate_multiplies_what_its_sibling_expands():
     th.testing.assert_close(block(x), block.project(a.relu() * b))
 
 
+def test_both_branches_of_a_gate_have_the_inner_norm():
+    block = GatedIB(8, 8, 16, norm="none", inner_norm="group")
+    norms = [type(conv.norm) for conv in (block.expand, block.gate, block.project)]
+    assert norms == [nn.GroupNorm, nn.GroupNorm, nn.Identity]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 def test_pools_keep_a_position_for_every_stride_and_see_nothing_outside(size):
     x = -1 - th.rand(2, 3, size, size)  # a border of zeros would be the largest, and shrink the mean

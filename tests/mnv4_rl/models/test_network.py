@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from mnv4_rl.models.specs import (
     StemSpec,
     UIBSpec,
 )
-from mnv4_rl.models.start import plain_pictures
+from mnv4_rl.models.start import _left_of_stem, plain_pictures
 
 # Every kind of block, strided where it may be, on channels that 8 does not divide.
 EVERY_BLOCK = NetworkSpec(
@@ -285,6 +286,15 @@ def test_what_stands_still_is_muted_but_not_gone():
     model = build(spec, 4, 0)
     assert model(still).std() > 0.1 * spec.head.gain
     assert build(spec, 1, 0)(still[:, :1]).std() > 0.1 * spec.head.gain  # nothing in common with another channel
+
+
+@pytest.mark.parametrize(("in_channels", "frame_channels"), [(4, 1), (12, 3), (3, 3)])
+def test_gains_count_on_what_is_left_of_filters_whose_frames_are_muted(in_channels, frame_channels):
+    drawn = np.random.default_rng(0).normal(size=(20_000, in_channels // frame_channels, frame_channels))
+    muted = drawn - (1 - 0.3) * drawn.mean(1, keepdims=True) if in_channels > frame_channels else drawn
+    share = math.sqrt((muted**2).mean() / (drawn**2).mean())
+    network = SimpleNamespace(in_channels=in_channels, frame_channels=frame_channels)
+    assert _left_of_stem(network, 0.3) == pytest.approx(share, rel=0.005)
 
 
 # Colour is not time

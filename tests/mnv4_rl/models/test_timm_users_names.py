@@ -34,7 +34,9 @@ def test_features_and_another_classifier(name):
     features = model.forward_features(x)
     assert features.shape[1] == model.num_features
     assert th.equal(model.head(features), model(x))
-    model.double().reset_classifier(9)
+    rest = {key: tensor.clone() for key, tensor in model.double().state_dict().items() if "classifier" not in key}
+    model.reset_classifier(9)
+    assert all(th.equal(tensor, rest[key]) for key, tensor in model.state_dict().items() if "classifier" not in key)
     assert (model.num_classes, model(x.double()).shape) == (9, (2, 9))
     assert model.head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
     model.reset_classifier(0)

@@ -18,12 +18,13 @@ from torch import nn
 
 from mnv4_rl import __version__, create_model, list_models
 from mnv4_rl.models.network import Network, build
+from mnv4_rl.models.paper import TIMM_NAMES
 from mnv4_rl.models.pyramid import FeaturePyramid
 from mnv4_rl.models.registry import SPECS, get_spec
 from mnv4_rl.models.spec_json import spec_from_dict, spec_to_dict
 from mnv4_rl.models.timm_network import import_timm
 from mnv4_rl.models.width import scale_width
-from mnv4_rl.weights.files import find_weights, read_weights
+from mnv4_rl.weights.files import TIMM_TAGS, find_weights, read_weights
 from mnv4_rl.weights.loading import (
     adapt_stem,
     load_pretrained,
@@ -424,6 +425,15 @@ def test_true_fetches_timms_default_weights(tmp_path: Path, monkeypatch) -> None
         ("timm/mobilenetv4_conv_small.e2400_r224_in1k", "model.safetensors"),
         ("timm/mobilenetv4_conv_small.e3600_r256_in1k", "model.safetensors"),
     ]
+
+
+@pytest.mark.parametrize("name", TIMM_TAGS)
+def test_default_weights_are_those_that_timm_takes_by_default(name: str) -> None:
+    try:
+        timm = import_timm()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    assert timm.get_pretrained_cfg(TIMM_NAMES[name]).tag == TIMM_TAGS[name]
 
 
 def test_without_the_hubs_client_the_message_says_what_to_install(monkeypatch) -> None:
