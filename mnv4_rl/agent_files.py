@@ -17,15 +17,19 @@ manifest.json      size and SHA-256 of each
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
+from types import NoneType
 from typing import BinaryIO
 
+import gymnasium as gym
 import torch as th
 from safetensors.torch import save
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -39,8 +43,10 @@ from mnv4_rl.agent_tensors import (
     load_tensors,
     tensors_of,
 )
+from mnv4_rl.checks import check_type
 from mnv4_rl.extractors import MNV4Extractor, remember_statistics
 from mnv4_rl.hub import agent_folder
+from mnv4_rl.observations import warn_of_normalised
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, Writer, check_size, open_regular
 from mnv4_rl.schemas import parse_json
 from mnv4_rl.sealed_folders import SealedFolder, check_replaceable, standing, write_folder
@@ -62,7 +68,7 @@ def save_agent(model: BaseAlgorithm, path: str | Path, *, optimizer: bool = True
     Args:
         model: One of :data:`mnv4_rl.agent_format.ALGORITHMS`, compiled or not, with SB3's policies for images or those
             of :mod:`mnv4_rl.policies`, and an encoder of :data:`mnv4_rl.agent_parts.ENCODERS`.
-        path: A new folder, or one that :func:`save_agent` wrote, which is replaced.
+        path: A new folder, an empty one, or one that :func:`save_agent` wrote, which is replaced.
         optimizer: Keep the optimiser's state too. Without it the folder is a third of the size; the agent plays the
             same, and one that trains on begins with a fresh optimiser.
 
@@ -70,18 +76,29 @@ def save_agent(model: BaseAlgorithm, path: str | Path, *, optimizer: bool = True
         The folder.
 
     Raises:
-        ValueError: If the model has a part that cannot be told in plain data, or weights that are not finite.
+        ValueError: If the model has a part that cannot be told in plain data, or weights that are not finite; for an
+            empty path.
         FileExistsError: If the path, or one of its ``.partial`` and ``.old.partial`` beside it, where it is written,
             holds anything but a saved agent, a file among an agent's too; all is left as it is.
         OSError: If it cannot be written; what was there stays.
+
+    Warns:
+        UserWarning: If VecNormalize normalises the observations: it belongs to the environment, and is not kept.
     """
+    _check_named(path)
     path = Path(path)
     check_agent_place(path)
     check_finite(model)
     agent = describe(model)
     _check_comes_back(model, agent)
     write_folder(path, agent_files(model, agent, optimizer=optimizer))
+    warn_of_normalised(model, path)
     return path
+
+
+def _check_named(path: str | Path) -> None:
+    if not os.fspath(path):  # an environment variable that is not set
+        raise ValueError("The agent's folder has an empty name, ''; give it one.")
 
 
 def check_agent_place(path: Path) -> None:
@@ -93,7 +110,9 @@ def check_agent_place(path: Path) -> None:
     check_replaceable(path, LIMITS)
 
 
-def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.device = "auto") -> BaseAlgorithm:
+def load_agent(
+    path: str | Path, env: VecEnv | gym.Env | str | None = None, device: str | th.device = "auto"
+) -> BaseAlgorithm:
     """Load an agent that :func:`save_agent` wrote, or a checkpoint of a run.
 
     Nothing in the files is executed: the model is built from its description, whose sizes must
@@ -101,19 +120,32 @@ def load_agent(path: str | Path, env: VecEnv | None = None, device: str | th.dev
 
     Args:
         path: The agent's folder, one that was published, a file in it, or ``"user/name"`` on the model hub.
-        env: Environments to go on with; None to play alone, which takes no memory of transitions.
+        env: Environments to go on with, or what Gymnasium calls one; None to play alone, which takes no memory of
+            transitions.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
-        ValueError: If the folder is damaged, says anything that no agent has, or does not fit ``env``; for one of
-            SB3's zips, with how to load its weights.
+        TypeError: If ``env`` is no environment.
+        ValueError: If the folder is damaged, says anything that no agent has, or does not fit ``env``; for an unknown
+            device; for one of SB3's zips, with how to load its weights.
         OSError, ModuleNotFoundError: If it is on the hub and cannot be had; the message says what to do.
     """
+    _check_named(path)
+    _check_device(device)
+    check_type("env", env, (VecEnv, gym.Env, str, NoneType))
+    env = gym.make(env) if isinstance(env, str) else env
     with agent_folder(path) as folder:
         return _load_folder(folder, env, device)
 
 
-def _load_folder(path: Path, env: VecEnv | None, device: str | th.device) -> BaseAlgorithm:
+def _check_device(device: str | th.device) -> None:
+    try:
+        get_device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}.") from error
+
+
+def _load_folder(path: Path, env: VecEnv | gym.Env | None, device: str | th.device) -> BaseAlgorithm:
     if path.is_file() or (path.suffix == ".zip" and not standing(path).is_dir()):
         raise ValueError(
             f"{path} is no folder of save_agent. SB3's zips can run code when they are loaded: build the model as it "

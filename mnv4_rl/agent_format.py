@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Annotated, Any, Literal
 
 import torch as th
-from gymnasium import spaces
+from gymnasium import Env, spaces
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
@@ -160,7 +160,9 @@ def describe(model: BaseAlgorithm) -> Agent:
         raise ValueError(f"this {name} cannot be told in plain data: {refusals(error)}; use model.save().") from error
 
 
-def rebuild(agent: Agent, env: VecEnv | None, device: str | th.device, max_bytes: float = math.inf) -> BaseAlgorithm:
+def rebuild(
+    agent: Agent, env: VecEnv | Env | None, device: str | th.device, max_bytes: float = math.inf
+) -> BaseAlgorithm:
     """A fresh model of the same kind; its weights are not loaded yet. Random generators stay as they are.
 
     Args:

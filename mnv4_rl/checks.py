@@ -106,7 +106,8 @@ def check_type(name: str, value: object, allowed: type | tuple[type, ...]) -> No
         TypeError: Naming what it is, what came and the types that are allowed.
     """
     if not isinstance(value, allowed):
-        names = [cls.__name__ for cls in (allowed if isinstance(allowed, tuple) else (allowed,))]
+        kinds = allowed if isinstance(allowed, tuple) else (allowed,)
+        names = ["None" if cls is NoneType else cls.__name__ for cls in kinds if cls.__module__ != "numpy"]
         raise TypeError(f"{name} must be a {' or '.join(names)}, got {value!r}.")
 
 

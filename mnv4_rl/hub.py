@@ -33,15 +33,16 @@ def agent_folder(path: str | Path) -> Iterator[Path]:
     """Where a saved agent lies: a folder, one that was published, a file in one, or a name on the hub.
 
     Args:
-        path: A path, or a string ``"user/repository"`` where there is no such path; the agent is then fetched, and the
-            folder exists only inside the ``with`` block.
+        path: A path, or a string ``"user/repository"`` where there is no such path and no folder ``user``; the agent is
+            then fetched, and the folder exists only inside the ``with`` block.
 
     Raises:
         ModuleNotFoundError: If the hub's client is needed and not installed; the message has the install line.
         ConnectionError: If it cannot be fetched.
     """
     local = Path(path)
-    if standing(local).exists() or local.is_symlink() or not (isinstance(path, str) and _REPOSITORY.fullmatch(path)):
+    is_name = isinstance(path, str) and _REPOSITORY.fullmatch(path) and not local.parent.is_dir()
+    if standing(local).exists() or local.is_symlink() or not is_name:
         yield _local(local)
         return
     with TemporaryDirectory() as name:

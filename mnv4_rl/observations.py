@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, NoneType
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
 from torch import Tensor
 
+from mnv4_rl.checks import check_type
 from mnv4_rl.models.layers import MAX_BYTE
 
 MAX_NORMALIZED = 1.0
@@ -99,10 +100,12 @@ def read_layout(space: gym.Space, normalized_image: bool = False, channels_last:
         channels_last: Whether an image is (H, W, C); None finds out.
 
     Raises:
-        TypeError: If it is not a gymnasium space.
+        TypeError: If it is not a gymnasium space, or for a word where True or False is meant.
         ValueError: If it is no image, its numbers are not those of one, nobody can know which axis holds the
             channels, or frames were stacked along another; the message says what came, what is allowed and what to do.
     """
+    check_type("normalized_image", normalized_image, (bool, np.bool_))
+    check_type("channels_last", channels_last, (bool, np.bool_, NoneType))
     box = _check_box(space)
     _check_numbers(box, normalized_image)
     layout = ImageLayout(box.shape, _choose_channels_last(box, channels_last), is_bytes(box))
@@ -140,6 +143,17 @@ def warn_of_matrix(key: str, space: gym.Space) -> None:
         warnings.warn(
             f"Observation {key!r} of shape {space.shape} and {space.dtype} is flattened into {np.prod(space.shape)} "
             f"features, as by SB3. If it is a picture, give it a channel axis: {(1, *space.shape)}.",
+            stacklevel=3,
+        )
+
+
+def warn_of_normalised(agent: object, place: object) -> None:
+    """Say of an agent that VecNormalize's statistics are not kept with it."""
+    env = getattr(agent, "get_vec_normalize_env", lambda: None)()
+    if env is not None and env.norm_obs:
+        warnings.warn(
+            f"This agent knows observations that VecNormalize has normalised, and {place} does not hold its means and "
+            "variances: keep them too, with env.save(path), and normalise what the agent is given by them.",
             stacklevel=3,
         )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import gymnasium as gym
@@ -37,7 +38,7 @@ from stable_baselines3.td3.policies import Actor as TD3Actor
 from stable_baselines3.td3.policies import CnnPolicy as TD3CnnPolicy
 from torch import Tensor, nn
 
-from mnv4_rl.checks import did_you_mean
+from mnv4_rl.checks import check_type, did_you_mean
 from mnv4_rl.extractors import MNV4CombinedExtractor, MNV4Extractor, module_name
 from mnv4_rl.observations import building_algorithm
 
@@ -165,9 +166,11 @@ class MNV4Defaults:
     default_optimizer_kwargs: ClassVar[Mapping[str, float]] = {}
 
     def __init__(
-        self, observation_space: gym.Space, action_space: gym.Space, lr_schedule: Schedule, **kwargs: Any
+        self, observation_space: gym.Space, action_space: gym.Space, lr_schedule: Schedule | None = None, **kwargs: Any
     ) -> None:
         self._check_builder()
+        if lr_schedule is None:  # ARS, which is refused above, passes none
+            raise TypeError(f"{type(self).__name__} needs lr_schedule, as the algorithms pass it on.")
         self._check_arguments(kwargs)
         full = self.full_kwargs(observation_space, kwargs)
         super().__init__(observation_space, action_space, lr_schedule, **full)  # type: ignore[call-arg]
@@ -204,6 +207,7 @@ class MNV4Defaults:
         parents = cls.__mro__[cls.__mro__.index(MNV4Defaults) + 1 :]
         policy = next(parent for parent in parents if "__init__" in vars(parent))
         known = {*inspect.signature(policy).parameters, "variant", "features_dim"}
+        check_type("net_arch", kwargs.get("net_arch"), (list, tuple, dict, NoneType))
         for name in kwargs:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)

@@ -16,6 +16,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from mnv4_rl.checks import Interval, check_positive, check_range
 from mnv4_rl.frame_store import RING_FRAMES_PER_SIDE_FRAME, FrameStore, StackedFrames
 from mnv4_rl.memory import check_fits
 from mnv4_rl.models.network import usual_frame_channels
@@ -48,7 +49,7 @@ class AtariReplayBuffer(NStepReplayBuffer):
             channels can be either.
 
     Raises:
-        ValueError: For another kind of observation space, `optimize_memory_usage`, a wrong `n_steps` or
+        ValueError: For another kind of observation space, `optimize_memory_usage`, a wrong `n_steps`, `gamma` or
             `frame_channels`, or a `buffer_size` that this machine's memory cannot hold.
     """
 
@@ -65,7 +66,7 @@ class AtariReplayBuffer(NStepReplayBuffer):
         gamma: float = 0.99,
         frame_channels: int | None = None,
     ) -> None:
-        _check_options(optimize_memory_usage, n_steps)
+        _check_options(optimize_memory_usage, n_steps, gamma)
         shape = _image_shape(observation_space)
         channels = usual_frame_channels(shape[0]) if frame_channels is None else frame_channels
         _check_frame_channels(channels, shape[0])
@@ -148,14 +149,14 @@ class AtariReplayBuffer(NStepReplayBuffer):
         return super()._get_samples(batch_inds, env)
 
 
-def _check_options(optimize_memory_usage: bool, n_steps: int) -> None:
+def _check_options(optimize_memory_usage: bool, n_steps: int, gamma: float) -> None:
     if optimize_memory_usage:
         raise ValueError(
             "optimize_memory_usage=True: AtariReplayBuffer already stores every frame once, and handles time limits, "
             "which SB3's option cannot; leave it False"
         )
-    if n_steps < 1:
-        raise ValueError(f"n_steps={n_steps}: give the number of rewards to sum per sample, 1 or more")
+    check_positive(n_steps=n_steps)
+    check_range("gamma", gamma, Interval(0, 1))
 
 
 def _image_shape(space: spaces.Space) -> tuple[int, int, int]:
@@ -174,7 +175,8 @@ def _image_shape(space: spaces.Space) -> tuple[int, int, int]:
 
 
 def _check_frame_channels(frame_channels: int, channels: int) -> None:
-    if frame_channels < 1 or channels % frame_channels:
+    check_positive(frame_channels=frame_channels)
+    if channels % frame_channels:
         raise ValueError(
             f"frame_channels={frame_channels} does not divide the {channels} channels of an observation: "
             "give the channels of one frame, 1 for grey and 3 for RGB"

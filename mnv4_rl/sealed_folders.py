@@ -155,7 +155,7 @@ def check_replaceable(path: Path, limits: Mapping[str, int]) -> None:
     _check_nothing_else(path, limits)
     for beside in _beside(path):  # without a manifest as yet, or no longer with one
         _check_nothing_else(beside, limits)
-    if os.path.lexists(path):
+    if os.path.lexists(path) and (path.is_symlink() or any(path.iterdir())):  # into an empty one anything may go
         try:
             SealedFolder(path, limits, tuple(limits))
         except DamagedError as error:
@@ -185,6 +185,8 @@ def standing(path: Path) -> Path:
 def _beside(path: Path) -> tuple[Path, Path]:
     """Where the new folder grows, and where the old one waits while names change."""
     path = path if path.name not in ("", "..") else path.resolve()  # "." has no name
+    if not path.name:
+        raise ValueError(f"{path} is the root of the files, and no folder of an agent; name another.")
     return path.with_name(path.name + PARTIAL), path.with_name(path.name + ".old" + PARTIAL)
 
 

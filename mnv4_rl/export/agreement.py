@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def observations_of(space: spaces.Space, frames: Frames | None) -> dict[str, np.
         ValueError: For frames of another shape, type or name than the space has, or none.
     """
     if frames is None:
+        space = deepcopy(space)  # the agent's own goes on drawing what it drew
         space.seed(0)
         samples = [space.sample() for _ in range(N_MADE_UP)]
         if isinstance(space, spaces.Dict):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from torch.distributions import Bernoulli, Categorical
 
 from mnv4_rl.checks import check_positive
 from mnv4_rl.export.onnx_file import METADATA, session_of
@@ -32,7 +33,8 @@ class OnnxAgent:
 
     Attributes:
         notes: What the file says of itself: ``algorithm``, ``scores``, and whatever the exporter noted, as ``game``.
-        action_space: Discrete, if the agent's is; other actions are not drawn, and theirs is a Box without bounds.
+        action_space: Discrete, MultiDiscrete or MultiBinary, if the agent's is; continuous actions are not drawn, and
+            theirs is a Box without bounds.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -51,9 +53,7 @@ class OnnxAgent:
             raise ValueError(f"{path} is no agent that mnv4_rl.export wrote ({error}).") from error
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         scores, action = self._session.get_outputs()
-        self._draws = len(action.shape) == 1
-        shape = tuple(action.shape[1:])
-        self.action_space = spaces.Discrete(int(scores.shape[1])) if self._draws else spaces.Box(-np.inf, np.inf, shape)
+        self.action_space = _action_space(self.notes, int(scores.shape[1]), tuple(action.shape[1:]))
 
     def predict(
         self,
@@ -68,8 +68,9 @@ class OnnxAgent:
             observation: A batch of observations, or a single one; of any type whose numbers the agent's own can hold.
             state: Handed back; no agent here remembers.
             episode_start: Ignored.
-            deterministic: Take the likeliest action. Otherwise one is drawn from the logits, or at random at DQN's rate
-                of exploration; continuous actions are always the mean.
+            deterministic: Take the likeliest action. Otherwise one is drawn from the logits, each part of a
+                MultiDiscrete or MultiBinary by itself, or at random at DQN's rate of exploration; continuous actions
+                are always the mean.
 
         Returns:
             Actions, and ``state``.
@@ -79,7 +80,7 @@ class OnnxAgent:
         """
         batch, is_single = self._batch(observation)
         scores, actions = self._session.run(None, batch)
-        if not deterministic and self._draws:
+        if not deterministic:
             actions = self._sampled(scores, actions)
         return (actions[0] if is_single else actions), state
 
@@ -99,11 +100,29 @@ class OnnxAgent:
         return named, singles == {True}
 
     def _sampled(self, scores: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        if self.notes["scores"] == "logits":
-            return th.distributions.Categorical(logits=th.as_tensor(scores)).sample().numpy()
-        if np.random.rand() < self.notes.get("exploration_rate", 0.0):  # as SB3's DQN: all of them at once
-            return np.array([self.action_space.sample() for _ in actions])
-        return actions
+        if self.notes["scores"] == "q_values":  # SB3's DQN explores with all of them at once
+            explores = np.random.rand() < self.notes.get("exploration_rate", 0.0)
+            return np.array([self.action_space.sample() for _ in actions]) if explores else actions
+        logits = th.as_tensor(scores)
+        match self.action_space:
+            case spaces.Discrete():
+                drawn = Categorical(logits=logits).sample()
+            case spaces.MultiDiscrete(nvec=sizes):
+                drawn = th.stack([Categorical(logits=part).sample() for part in logits.split(sizes.tolist(), 1)], 1)
+            case spaces.MultiBinary():
+                drawn = Bernoulli(logits=logits).sample()
+            case _:
+                return actions
+        return drawn.numpy().astype(actions.dtype)
+
+
+def _action_space(notes: Mapping[str, Any], n_scores: int, shape: tuple[int, ...]) -> spaces.Space:
+    """The agent's; a file that was written before MultiDiscrete and MultiBinary were noted gives those as a Box."""
+    if not shape:
+        return spaces.Discrete(n_scores)
+    if sizes := notes.get("nvec"):
+        return spaces.MultiDiscrete(sizes)
+    return spaces.MultiBinary(n_scores) if notes.get("multi_binary") else spaces.Box(-np.inf, np.inf, shape)
 
 
 def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:

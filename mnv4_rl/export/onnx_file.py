@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from mnv4_rl.export.acting import FoldedAgent, fold, policy_of
+from mnv4_rl.export.acting import FoldedAgent, Largest, Positive, fold, policy_of
 from mnv4_rl.export.agreement import (
     ByPosition,
     Exported,
@@ -27,13 +27,15 @@ from mnv4_rl.export.agreement import (
     without_advice,
 )
 from mnv4_rl.export.int8 import Graph, quantize_largest_layer
+from mnv4_rl.observations import warn_of_normalised
 
 Quantize = Literal["fc"] | None
 
 EXPORT_INSTALL_LINE = 'pip install onnx onnxscript onnxruntime, or this package with its extra: pip install ".[export]"'
 OPSET = 18
 METADATA = "mnv4_rl"
-OWN_NOTES = ("algorithm", "scores", "exploration_rate")  # what :class:`mnv4_rl.export.OnnxAgent` plays by
+# What :class:`mnv4_rl.export.OnnxAgent` plays by.
+OWN_NOTES = ("algorithm", "scores", "exploration_rate", "nvec", "multi_binary")
 # Largest difference of a score, as a share of the largest score: rounding, and int8 in one layer.
 TOLERANCE = {None: 1e-3, "fc": 0.1}
 
@@ -68,6 +70,9 @@ def to_onnx(
         FileExistsError: If the path exists; it is left as it is.
         TypeError: For a policy or an encoder that cannot be folded.
         ModuleNotFoundError: Without onnx, onnxscript and onnxruntime; the message has the install line.
+
+    Warns:
+        UserWarning: If VecNormalize normalises the observations: the file wants them normalised too.
     """
     path = new_file(path, ".onnx")
     if quantize not in TOLERANCE:
@@ -87,6 +92,7 @@ def to_onnx(
     content = model.SerializeToString()
     result = _compare(path, content, policy_of(agent), folded, observations)
     keep(content, result, TOLERANCE[quantize])
+    warn_of_normalised(agent, path)
     return result
 
 
@@ -147,6 +153,11 @@ def _describe(model: Graph, agent: BaseAlgorithm | BasePolicy, folded: FoldedAge
     data = {"algorithm": type(agent).__name__, "scores": folded.scores, **notes}
     if (rate := getattr(agent, "exploration_rate", None)) is not None:
         data["exploration_rate"] = float(rate)
+    match folded.decide:
+        case Largest(sizes=sizes, flat=False):
+            data["nvec"] = sizes
+        case Positive():
+            data["multi_binary"] = True
     model.producer_name, model.producer_version = METADATA, ""
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(data)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mnv4_rl.checks import check_type
 from mnv4_rl.models.paper import TIMM_NAMES
 from mnv4_rl.safe_files import MAX_JSON_BYTES, DamagedError, check_size, open_regular, read_file, write_file
 from mnv4_rl.schemas import Schema, parse_json
@@ -56,11 +57,13 @@ def find_weights(pretrained: Pretrained, name: str) -> Path:
         name: Registry name of the variant.
 
     Raises:
+        TypeError: For what is no path.
         ValueError: For anti-aliased networks, or ``True`` where no weights are published.
         FileNotFoundError: If the path is not a file.
         ImportError: If the model hub's client is needed and not installed; the message gives the install line.
         ConnectionError: If the download fails; the message says what to fetch, and how to use it.
     """
+    check_type("pretrained", pretrained, (bool, str, os.PathLike))
     if pretrained is True:
         return find_file(_default_repository(name))
     _refuse_filtered_names(Path(pretrained))

@@ -218,6 +218,30 @@ def test_agent_with_other_spaces_is_refused(ppo, tmp_path):
     assert not isinstance(refused.value, DamagedError)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"env": 5}, "env must be a VecEnv or Env or str or None, got 5"),
+        ({"env": "NoSuchEnv-v0"}, "NoSuchEnv"),
+        ({"path": ""}, "empty name"),
+        ({"path": "/"}, "root of the files"),
+    ],
+)
+def test_a_wrong_argument_is_not_blamed_on_the_files(ppo, tmp_path, wrong, message):
+    path = save_agent(ppo, tmp_path / "agent")
+    with pytest.raises(Exception, match=message) as refused:
+        load_agent(**{"path": path, **wrong})
+    assert not isinstance(refused.value, DamagedError) and "\n" not in str(refused.value)
+
+
+def test_an_agent_goes_into_a_folder_that_is_empty_and_has_a_name(ppo, tmp_path):
+    (tmp_path / "agent").mkdir()
+    assert_same_agent(ppo, load_agent(save_agent(ppo, tmp_path / "agent"), device="cpu"))
+    with pytest.raises(ValueError, match="empty name"):
+        save_agent(ppo, "")
+
+
 class OwnPolicy(ActorCriticCnnPolicy):
     pass
 

@@ -95,6 +95,15 @@ def test_the_folder_one_stands_in_is_loaded(name, expected, monkeypatch):
     np.testing.assert_array_equal(acts(name), expected)
 
 
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypatch):
+    """It would be somebody else's agent."""
+    push_agent.main([str(PONG), "runs/pong"])
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        load_agent("runs/pong")
+
+
 def test_unknown_names_are_one_line(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConnectionError, match="nobody/nothing") as caught:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch as th
-from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
@@ -227,12 +227,13 @@ def test_bf16_reaches_every_network(algorithm):
         (TRPO, MNV4RecurrentPolicy, "MNV4Policy"),
         (TQC, MNV4SACPolicy, "not of TQC"),
         (CrossQ, MNV4SACPolicy, "not of CrossQ"),
+        (ARS, MNV4Policy, "not of ARS"),
     ],
 )
 def test_policy_of_another_algorithm_is_named(algorithm, policy, right):
     with pytest.raises(TypeError, match=right) as caught:
         env = SeekEnv(continuous=algorithm in (TQC, CrossQ, TD3))
-        algorithm(policy, env, device="cpu", **POLICIES.get(algorithm, (None, OFF))[1])
+        algorithm(policy, env, device="cpu", **POLICIES.get(algorithm, (None, {} if algorithm is ARS else OFF))[1])
     assert "\n" not in str(caught.value) and all(name in str(caught.value) for name in policy.algorithms)
 
 
@@ -242,6 +243,10 @@ def test_policy_of_another_algorithm_is_named(algorithm, policy, right):
         ({"varaint": "rl_s"}, TypeError, "variant"),
         ({"variant": "rl_x"}, ValueError, "rl_s"),
         ({"features_dim": 0}, ValueError, "at least 1"),
+        ({"net_arch": 64}, TypeError, "net_arch must be a list or tuple or dict or None, got 64"),
+        ({"features_extractor_kwargs": {"pretrained": 5}}, TypeError, "pretrained must be a bool or str"),
+        ({"features_extractor_kwargs": {"channels_last": "no"}}, TypeError, "channels_last must be a bool or None"),
+        ({"features_extractor_kwargs": {"normalized_image": "False"}}, TypeError, "normalized_image must be a bool"),
         ({"variant": "rl_s", "features_extractor_kwargs": {"variant": "rl_m"}}, TypeError, "rl_m"),
         ({"features_extractor_class": MNV4CombinedExtractor}, TypeError, "Dict"),
         ({"variant": "rl_s", "features_extractor_class": NatureCNN}, TypeError, "variant"),

@@ -334,8 +334,11 @@ def test_an_agent_of_a_large_replay_is_loaded_to_play_without_it(
         (spaces.Box(0, 1, (4, 84, 84), np.float32), {}, "a uint8 Box of shape"),
         (spaces.Box(0, 255, (84, 84, 4), np.uint8), {}, "VecTransposeImage"),
         (ATARI, {"frame_channels": 3}, "frame_channels=3 does not divide the 4 channels"),
-        (ATARI, {"frame_channels": 0}, "1 for grey and 3 for RGB"),
-        (ATARI, {"n_steps": 0}, "n_steps=0"),
+        (ATARI, {"frame_channels": 0}, "frame_channels must be a whole number of at least 1, got 0"),
+        (ATARI, {"frame_channels": 2.0}, "frame_channels must be a whole number"),
+        (ATARI, {"n_steps": 0}, "n_steps must be a whole number of at least 1, got 0"),
+        (ATARI, {"n_steps": 2.5}, r"n_steps must be a whole number of at least 1, got 2\.5"),
+        (ATARI, {"gamma": float("nan")}, r"gamma must lie in \[0, 1\], got nan"),
         (ATARI, {"optimize_memory_usage": True}, "leave it False"),
     ],
 )

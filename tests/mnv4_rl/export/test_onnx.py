@@ -11,7 +11,9 @@ from gymnasium import spaces
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.vec_env import VecNormalize
 
+from mnv4_rl import save_agent
 from mnv4_rl.export import OnnxAgent, onnx_agent, onnx_file, to_onnx
 from tests.mnv4_rl.export.agents import ACTIONS, agent, batch_of, expected_scores, observations
 
@@ -81,9 +83,30 @@ def test_what_it_says_of_itself(files):
 
 
 def test_a_file_keeps_the_rate_at_which_its_agent_explores():
-    model, folded = onnx.ModelProto(), SimpleNamespace(scores="q_values")
+    model, folded = onnx.ModelProto(), SimpleNamespace(scores="q_values", decide=None)
     onnx_file._describe(model, SimpleNamespace(exploration_rate=np.float64(0.25)), folded, {})
     assert json.loads(model.metadata_props[0].value)["exploration_rate"] == 0.25
+
+
+def test_made_up_observations_leave_the_agents_own_draws_alone(ppo, tmp_path):
+    space = ppo.policy.observation_space
+    space.seed(3)
+    expected = space.sample()
+    space.seed(3)
+    to_onnx(ppo, tmp_path / "agent.onnx")
+    np.testing.assert_array_equal(space.sample(), expected)
+
+
+def test_who_normalises_observations_outside_the_agent_is_told(tmp_path):
+    model = agent(PPO, with_vector=True)
+    model.env = VecNormalize(model.env, norm_obs_keys=["joints"])
+    model._vec_normalize_env = model.env
+    with pytest.warns(UserWarning, match=r"VecNormalize has normalised, and .*agent\.onnx does not hold"):
+        to_onnx(model, tmp_path / "agent.onnx")
+    with pytest.warns(UserWarning, match=r"does not hold its means and variances: .*env\.save"):
+        save_agent(model, tmp_path / "agent")
+    model.env.norm_obs = False  # of rewards alone nothing is said
+    save_agent(model, tmp_path / "agent")
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -157,6 +180,22 @@ class TestOnnxAgent:
             th.manual_seed(5)
             theirs, _ = ppo.predict(batch, deterministic=deterministic)
             np.testing.assert_array_equal(mine, theirs)
+
+    @pytest.mark.parametrize("action", ["multi", "binary"])
+    def test_each_part_of_an_action_is_drawn_as_the_agents(self, action, tmp_path):
+        model = agent(PPO, action=action)
+        batch, player = observations(model, 16), OnnxAgent(to_onnx(model, tmp_path / "agent.onnx").path)
+        assert player.action_space == model.action_space
+        draws = {True: [], False: []}
+        for deterministic in (True, False):
+            for seed in range(8):
+                th.manual_seed(seed)
+                mine, _ = player.predict(batch, deterministic=deterministic)
+                th.manual_seed(seed)
+                theirs, _ = model.predict(batch, deterministic=deterministic)
+                np.testing.assert_array_equal(mine, theirs)
+                draws[deterministic].append(mine)
+        assert (np.ptp(draws[False], axis=0) > 0).any() and not np.ptp(draws[True], axis=0).any()
 
     def test_a_file_of_dqn_explores_as_often_as_the_agent_did(self, files, ppo):
         """It draws from numpy for all at once, and then from the space, as SB3's DQN does."""
