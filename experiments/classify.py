@@ -26,7 +26,7 @@ from experiments.classification.run import ClassificationRun
 from experiments.classification.sources import load_dataset
 from experiments.classification.training import Evaluation, Trainer
 from experiments.cli.command import INTERRUPTED_CODE, USER_ERROR_CODE, parse, sigterm_as_interrupt, user_errors
-from experiments.cli.results import places, shown
+from experiments.cli.results import places, script, shown, typed
 from mnv4_rl.performance import tune
 
 
@@ -88,7 +88,7 @@ def train(run: ClassificationRun) -> None:
         print(
             f"interrupted; the state after {epochs} of {run.trainer.config.epochs} epochs is in "
             f"{shown(run.path / 'state.pt')}\n"
-            f"go on with   python experiments/classify.py --resume {shlex.quote(shown(run.path))}"
+            f"go on with   {script('classify')} --resume {typed(run.path)}"
         )
         sys.exit(INTERRUPTED_CODE)
     except FloatingPointError as error:

@@ -17,6 +17,9 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 import gymnasium as gym
 import numpy as np
@@ -29,8 +32,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.runs.output import courteous_output
-from experiments.cli.command import parse, user_errors
-from experiments.cli.results import check_cells
+from experiments.cli.command import interrupts, parse, user_errors
+from experiments.cli.results import check_cells, typed
 from mnv4_rl import MNV4Extractor, list_models
 from mnv4_rl.checks import Interval, check_ranges
 from mnv4_rl.models.registry import DEFAULT_VARIANT
@@ -267,6 +270,7 @@ def table(results: list[Result], chance: float) -> str:
 
 
 @courteous_output()
+@interrupts()
 def main(args: list[str] | None = None) -> list[Result]:
     """Train each encoder in turn and print the table."""
     config = parse(Config, args)
@@ -278,7 +282,7 @@ def main(args: list[str] | None = None) -> list[Result]:
     print(f"\n{table(results, chance)}\n")
     write_csv(config.run_dir / "results.csv", [asdict(result) for result in results])
     print(f"Results: {config.run_dir}/results.csv    Curves: {config.run_dir}/ENCODER/progress.csv")
-    print(f"Watch:   tensorboard --logdir {config.run_dir}")
+    print(f"Watch:   tensorboard --logdir {typed(config.run_dir)}")
     return results
 
 

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 import numpy as np
 import tyro
@@ -21,7 +24,7 @@ import tyro
 from agents.play.evaluate import Player, evaluate, own_randomness
 from agents.runs.config import SEED
 from agents.runs.loading import TrainedRun, load_run
-from experiments.cli.command import parse, user_errors
+from experiments.cli.command import interrupts, parse, user_errors
 from mnv4_rl.checks import Interval, check_positive, check_range
 from mnv4_rl.export import OnnxAgent, to_onnx
 from mnv4_rl.export.agreement import new_file
@@ -79,6 +82,7 @@ def whole_games(run: TrainedRun, config: ExportConfig) -> str:
     return "\n".join(lines)
 
 
+@interrupts()
 def main(args: list[str] | None = None) -> None:
     """Load, export, compare, and say how well the file agrees."""
     config = parse(ExportConfig, args)

@@ -23,6 +23,9 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 import numpy as np
 import yaml
@@ -36,8 +39,8 @@ from agents.runs.evaluation_log import record_clip
 from agents.runs.families import FAMILIES
 from agents.runs.folder import KEPT_AGENT, read_config
 from agents.runs.loading import TrainedRun, games_of
-from experiments.cli.command import parse, user_errors
-from experiments.cli.results import AGENTS, ROOT, SCALES, markdown_table, normalised_text, shown
+from experiments.cli.command import interrupts, parse, user_errors
+from experiments.cli.results import AGENTS, ROOT, SCALES, check_writable, markdown_table, normalised_text, shown
 from experiments.racing.curves import label_of, provenance
 from mnv4_rl.agent_files import check_agent_place, load_agent, save_agent
 from mnv4_rl.atari.options import PROTOCOLS
@@ -146,8 +149,7 @@ def check_place(folder: Path) -> None:
     make_folder(folder)
     check_agent_place(folder / KEPT_AGENT)
     check_mp4()
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    check_writable(folder)
 
 
 def play(run: FinishedRun, config: PublishAgentConfig) -> Evaluation:
@@ -241,6 +243,7 @@ def environment_id(game: str) -> str:
     return "".join(part.capitalize() for part in game.split("_")) + "NoFrameskip-v4"
 
 
+@interrupts()
 def main(args: list[str] | None = None) -> None:
     """Read the run, play, write, and say where everything is."""
     config = parse(PublishAgentConfig, args)

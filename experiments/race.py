@@ -15,10 +15,13 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 from agents.runs.output import courteous_output
-from experiments.cli.command import INTERRUPTED_CODE, parse
-from experiments.cli.results import shown
+from experiments.cli.command import INTERRUPTED_CODE, interrupts, parse
+from experiments.cli.results import RESULTS, script, shown, typed
 from experiments.racing.planning import RaceConfig, family_defaults
 from experiments.racing.running import Outcome, run_race
 
@@ -26,6 +29,7 @@ FAILED_CODE = 1
 
 
 @courteous_output()
+@interrupts()
 def main(args: list[str] | None = None) -> None:
     """Train what is missing, collect, and say where the results are."""
     # The games say which defaults the other flags have.
@@ -45,13 +49,14 @@ def summary(config: RaceConfig, outcome: Outcome) -> str:
     flags = " ".join(f"--{flag} {' '.join(map(str, values))}" for flag, values in chosen.items())
     if "nature" not in config.encoders:  # what report.py compares with by itself
         flags += f" --reference {config.encoders[0]}"
+    place = "" if config.results_dir == RESULTS else f" --results-dir {typed(config.csv.parent)}"
     lines = [f"{outcome.n_finished} of {outcome.n_runs} runs finished"]
     lines += [f"failed       see {shown(run.log)}" for run in outcome.failed]
     lines.append(f"run folders  {shown(config.path)}")
     if outcome.n_finished:
         lines += [
             f"curves       {shown(config.csv)}",
-            f"report       python experiments/report.py --races {shown(config.csv)} {flags} --name {config.name}",
+            f"report       {script('report')} --races {typed(config.csv)} {flags} --name {config.name}{place}",
         ]
     return "\n".join(lines)
 

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 from experiments.benchmarking.measuring import machine
-from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
+from experiments.cli.command import INTERRUPTED_CODE, interrupts, parse, user_errors
 from experiments.cli.results import shown
 from experiments.racing.planning import CONFIGS, family_defaults
 from experiments.searching.config import SearchConfig
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     import optuna
 
 
+@interrupts()
 def main(args: list[str] | None = None) -> None:
     """Search, then show every candidate and the best one's row."""
     # The games say which defaults the other flags have.

@@ -13,6 +13,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout's packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from experiments.cli.starting import leave_on_interrupt
+
+    leave_on_interrupt()
 
 import numpy as np
 import tyro
@@ -24,8 +27,8 @@ from agents.play.video import FRAMES_PER_SECOND, Mp4Writer, Show, Sink, Window, 
 from agents.runs.config import SEED
 from agents.runs.families import Games
 from agents.runs.loading import TrainedRun, load_run
-from experiments.cli.command import INTERRUPTED_CODE, parse, user_errors
-from experiments.cli.results import SCALES, normalised_text
+from experiments.cli.command import INTERRUPTED_CODE, interrupts, parse, user_errors
+from experiments.cli.results import SCALES, check_writable, normalised_text
 from mnv4_rl.atari.options import PROTOCOLS, options_of
 from mnv4_rl.checks import check_positive, check_range
 from mnv4_rl.export import OnnxAgent
@@ -60,6 +63,7 @@ class WatchConfig:
     """Show the games in real time where there is a display."""
 
 
+@interrupts()
 def main(args: list[str] | None = None) -> None:
     """Parse flags, play, report."""
     config = parse(WatchConfig, args)
@@ -86,7 +90,7 @@ def check_config(config: WatchConfig) -> None:
 
     Raises:
         ValueError: Naming the flag, what came and what is allowed.
-        FileNotFoundError: For a video in a folder that does not exist.
+        OSError: For a video in a folder that does not exist, or where nothing can be written.
     """
     check_positive(episodes=config.episodes)
     check_range("seed", config.seed, SEED)
@@ -98,6 +102,8 @@ def check_config(config: WatchConfig) -> None:
             raise FileNotFoundError(f"There is no folder {path.parent} for {path.name}; make it first.")
         if path is not None and path.is_dir():
             raise ValueError(f"{path} is a folder; name a file.")
+        if path is not None:
+            check_writable(path.parent)
 
 
 class Recording:

@@ -1,6 +1,6 @@
 """A run folder explains itself: effective config, command line, versions, curves, model.
 
-config.yml      every setting as used, the encoder's architecture included
+config.yml      every setting as used
 command.txt     the line that started the run
 versions.txt    packages, commit, machine
 monitor.csv     one row a game: raw score r, length l in agent timesteps, seconds t
@@ -75,11 +75,14 @@ class RunFolder:
     Raises:
         FileExistsError: If it already holds a run, or files of one, and is not to be resumed; nothing is touched.
         NotADirectoryError: If the path is a file, or below one.
+        ValueError: For a new run in the current folder, which an empty path is too.
         FolderInUseError: If a live process writes to it.
         DamagedError: If something in it is a link, a pipe or a device: nothing in a run's folder leads out of it.
     """
 
     def __init__(self, path: Path, resume: bool = False, *, quiet: bool = False) -> None:
+        if not resume and path == Path():  # an empty text too: --run-dir "$NOT_SET"
+            raise ValueError("The run's folder is empty or '.', where other files are; name one with --run-dir.")
         self.path = path.expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; name a new folder with --run-dir.")
@@ -124,8 +127,12 @@ class RunFolder:
                 f"{self.path} already holds a run. Go on with it by --resume, name another folder with --run-dir, or "
                 "delete it first."
             )
-        written = (self.monitor, self.progress, self.model, self.evaluation, self.checkpoints)
-        # An empty folder of checkpoints is what a run that was killed before its config was written leaves.
+        written = [self.monitor, self.progress, self.model, self.evaluation, self.checkpoints]
+        written.append(self.path / FIRST_CHECKPOINT)
+        # What a run that was killed before its config was written leaves, beside its lock: these two files, and an
+        # empty folder of checkpoints.
+        if self._lock.previous is None:
+            written += [self.command, self.versions]
         if found := [path.name for path in written if path.exists() and not _is_empty_folder(path)]:
             raise FileExistsError(f"{self.path} already holds {found[0]}; name a new folder with --run-dir.")
 
@@ -133,6 +140,16 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """States to resume from."""
         return self.path / CHECKPOINTS
+
+    @property
+    def command(self) -> Path:
+        """The line that started it, and one for each time that it was resumed."""
+        return self.path / "command.txt"
+
+    @property
+    def versions(self) -> Path:
+        """Packages, commit, machine."""
+        return self.path / "versions.txt"
 
     @property
     def config(self) -> Path:
@@ -162,11 +179,10 @@ class RunFolder:
     def describe(self, config: dict[str, Any], command: str) -> None:
         """Write what is known before a session's first timestep: config, versions, its command below earlier ones."""
         self._lock.previous = None
-        said = self.path / "command.txt"
-        earlier = read_file(said, MAX_TEXT_BYTES, below=self.path) if said.exists() else b""
-        write_file(said, earlier + f"{command}\n".encode())
+        earlier = read_file(self.command, MAX_TEXT_BYTES, below=self.path) if self.command.exists() else b""
+        write_file(self.command, earlier + f"{command}\n".encode())
         lines = [f"{name}: {value}" for name, value in versions().items()]
-        write_file(self.path / "versions.txt", ("\n".join(lines) + "\n").encode())
+        write_file(self.versions, ("\n".join(lines) + "\n").encode())
         make_folder(self.checkpoints)  # its absence later says that somebody removed it
         # Last: the config is what marks a folder as holding a run.
         write_file(self.config, yaml.safe_dump(config, sort_keys=False).encode())

@@ -116,7 +116,8 @@ def _no_run(agent: Path) -> str:
     whole = f"name its run, {outer}, or export it" if (outer / "config.yml").is_file() else "export it"
     return (
         f"{agent} is an agent of save_agent, which does not say its game; {whole} in Python: "
-        f"mnv4_rl.export.to_onnx(mnv4_rl.load_agent({str(agent)!r}), 'agent.onnx')."
+        f"mnv4_rl.export.to_onnx(mnv4_rl.load_agent({str(agent)!r}), 'agent.onnx', "
+        "notes={'game': ..., 'encoder': ...}), with their names."
     )
 
 

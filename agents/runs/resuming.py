@@ -9,12 +9,14 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from agents.runs.config import RunConfig
+from agents.runs.config import DQNConfig, PPOConfig, ProcgenPPOConfig, RunConfig
 from agents.runs.folder import read_config
 from mnv4_rl.safe_files import DamagedError
 from mnv4_rl.schemas import refusals
 
 Config = TypeVar("Config", bound=RunConfig)
+
+_CONFIGS = (PPOConfig, ProcgenPPOConfig, DQNConfig)  # of a command each
 
 # What may change between two sessions of a run: how long and where it trains, not what is learned.
 CHANGEABLE = (
@@ -40,7 +42,9 @@ def recorded_config(config_class: type[Config], folder: Path) -> Config:
     family, algo = settings.pop("family", "atari"), settings.get("algo")
     settings.pop("tuning", None)
     if family != config_class.family or algo not in config_class.algos:
-        raise ValueError(f"{folder} holds a run of {algo!r:.40} ({family!r:.40}), which is not of this command.")
+        theirs = [kind.command for kind in _CONFIGS if kind.family == family and algo in kind.algos]
+        other = f"; experiments/{theirs[0]}.py goes on with it" if theirs else ""
+        raise ValueError(f"{folder} holds a run of {algo!r:.40} ({family!r:.40}), which is not of this command{other}.")
     if len(config_class.algos) == 1:
         del settings["algo"]  # no setting of such a class
     try:
@@ -59,6 +63,8 @@ def check_changes(recorded: RunConfig, config: RunConfig) -> None:
     Raises:
         ValueError: Naming the setting and what it was.
     """
+    if config.run_dir is not None:
+        raise ValueError(f"A resumed run stays in its folder, {config.resume}; leave --run-dir {config.run_dir} out.")
     before, now = asdict(recorded), asdict(config)
     for name in before.keys() - set(CHANGEABLE):
         if before[name] != now[name]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -20,14 +19,16 @@ from experiments.cli.command import (
     DIVERGED_CODE,
     INTERRUPTED_CODE,
     USER_ERROR_CODE,
+    interrupts,
     parse,
-    sigterm_as_interrupt,
     user_errors,
 )
-from experiments.cli.results import places, shown
+from experiments.cli.results import places, script, shown, typed
 from mnv4_rl.agent_tensors import NonFiniteError
 
 Config = TypeVar("Config", bound=RunConfig)
+
+_WHOLE = "interrupted; what was written before is whole, and --resume goes on from it"
 
 
 def parse_run(config_class: type[Config], args: list[str] | None = None) -> Config:
@@ -55,7 +56,7 @@ def run_command(config_class: type[RunConfig], args: list[str] | None = None) ->
         config_class: A command's flags.
         args: Flags, ``sys.argv`` by default.
     """
-    with interrupts():
+    with interrupts(_WHOLE):
         config = parse_run(config_class, args)
         with ExitStack() as opened:
             with user_errors():
@@ -65,6 +66,7 @@ def run_command(config_class: type[RunConfig], args: list[str] | None = None) ->
                 outcome = run.train()
     print(summary(outcome))
     if not outcome.finished:
+        print(f"go on with   {script(config.command)} --resume {typed(outcome.folder)}")
         sys.exit(INTERRUPTED_CODE)
 
 
@@ -76,7 +78,7 @@ def training_errors(run: RunFolder) -> Iterator[None]:
     except NonFiniteError as error:
         stopped(f"training stopped: {error} {kept(run)}; try a lower learning rate.", DIVERGED_CODE)
     except UnsavedError as error:
-        stopped(f"{error}; {kept(run)}. Make room, then go on with --resume {shown(run.path)}", USER_ERROR_CODE)
+        stopped(f"{error}; {kept(run)}. Make room, then go on with --resume {typed(run.path)}", USER_ERROR_CODE)
     except MemoryError as error:
         advice = "Free some, or begin a run with fewer environments or smaller batches."
         stopped(f"memory is out: {error or 'no more is given'}; {kept(run)}. {advice}", USER_ERROR_CODE)
@@ -94,20 +96,6 @@ def kept(run: RunFolder) -> str:
     """What is still good."""
     good = newest_checkpoint(run.path)
     return f"the newest good checkpoint is {shown(good)}" if good else "there is no checkpoint"
-
-
-@contextmanager
-def interrupts() -> Iterator[None]:
-    """Ctrl-C and SIGTERM, wherever they are not waited for, end the command with one line."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with sigterm_as_interrupt():
-            yield
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is a moment's work
-        print("interrupted; what was written before is whole, and --resume goes on from it", file=sys.stderr)
-        sys.exit(INTERRUPTED_CODE)
 
 
 def heading(run: OpenRun) -> str:

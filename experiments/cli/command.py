@@ -38,8 +38,25 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            said = f"{error.filename}: {error.strerror}."  # in place of "[Errno 2] No such ..."
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
+
+
+@contextmanager
+def interrupts(saying: str = "interrupted") -> Iterator[None]:
+    """Ctrl-C and SIGTERM, wherever they are not waited for, end the command with one line; decorates functions too."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with sigterm_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is a moment's work
+        print(saying, file=sys.stderr)
+        sys.exit(INTERRUPTED_CODE)
 
 
 @contextmanager

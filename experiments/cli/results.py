@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shlex
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +24,29 @@ def shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
+
+
+def typed(path: Path) -> str:
+    """A path as it is typed into a command from here."""
+    return shlex.quote(shown(path))
+
+
+def script(name: str) -> str:
+    """How one of the commands is started from here."""
+    return f"python {typed(ROOT / 'experiments' / f'{name}.py')}"
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, before hours of work for it.
+
+    Raises:
+        OSError: With the reason.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"Nothing can be written in {folder} ({error.strerror}); name another folder.") from error
 
 
 def check_file_name(name: str) -> None:
@@ -87,7 +112,7 @@ _ENDS = {  # what 0 and 1 are on it
 
 def places(folder: Path) -> str:
     """Where a run and its curves are."""
-    return f"run folder   {shown(folder)}\ncurves       tensorboard --logdir {shown(folder.parent)}"
+    return f"run folder   {shown(folder)}\ncurves       tensorboard --logdir {typed(folder.parent)}"
 
 
 def scales(games: Iterable[str]) -> list[str]:

@@ -74,7 +74,7 @@ class RaceConfig(EngineConfig):
     @property
     def csv(self) -> Path:
         """Where the curves go."""
-        return self.results_dir / f"race_{self.name}.csv"
+        return self.results_dir.expanduser() / f"race_{self.name}.csv"
 
 
 @dataclass(frozen=True)

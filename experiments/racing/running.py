@@ -121,7 +121,7 @@ def collect(config: RaceConfig, runs: list[Run]) -> int:
         points = np.array([list(row.values()) for row in curve.rows])  # (n_points, columns of a curve)
         curves.append(RaceRun(run.settings["game"], run.settings["encoder"], run.settings["seed"], points))
         sources += run_sources(run)
-    make_folder(config.results_dir)
+    make_folder(config.csv.parent)
     add_to_race(config.csv, curves, sources)
     return len(finished)
 

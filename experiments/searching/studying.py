@@ -100,9 +100,11 @@ def open_study(config: SearchConfig) -> optuna.Study:
     """The study in a config's folder, begun where there is none.
 
     Raises:
-        ValueError: If it has other settings, with the first difference.
+        ValueError: If it has other settings, with the first difference; if none is to be begun.
     """
     optuna = _import_optuna()
+    if not config.n_candidates and config.storage is None and not config.path.is_dir():
+        raise ValueError(f"There is no study in {config.path} to show, and --n-candidates 0 begins none.")
     make_folder(config.path)
     storage = _open_storage(config)
     study = optuna.create_study(
@@ -119,13 +121,15 @@ def open_study(config: SearchConfig) -> optuna.Study:
     given = asdict(config) | {"games": games, "teachers": teachers}
     settings = {name: given[name] for name in _OF_THE_STUDY}
     known = study.user_attrs
-    older = settings | asdict(SearchConfig()) if known and "by" not in known else settings
+    # A study from before there was --by had the defaults of today's settings.
+    unsaid = asdict(SearchConfig()) if known and "by" not in known else {}
     for name, value in settings.items():
-        found = known.get(name, older[name])
+        found = known.get(name, unsaid.get(name, value))
         if found != value:
             raise ValueError(
                 f"The study in {config.path} has {name}={found!r}, this one {value!r}; give it another --name."
             )
+    for name, value in settings.items():  # once all of them are known to fit
         study.set_user_attr(name, value)
     return study
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -145,7 +146,7 @@ def test_help_gives_every_flag_its_unit(capsys):
 
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupt_saves_the_model_and_says_where(stop, tmp_path):
-    folder = tmp_path / "run"
+    folder = tmp_path / "my run"
     process = subprocess.Popen(
         command("--total-timesteps", "1000000", "--run-dir", str(folder), *TINY),
         stdout=subprocess.PIPE,
@@ -162,4 +163,6 @@ def test_interrupt_saves_the_model_and_says_where(stop, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted after" in out and "model.zip" in out and "Traceback" not in err
+    assert "tensorboard --logdir .\n" in out
+    assert re.search(r"^go on with   python \S+atari_ppo\.py --resume 'my run'$", out, re.MULTILINE)
     assert PPO.load(folder / "model.zip", device="cpu").num_timesteps > 0

@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from agents.runs.config import PPOConfig
-from experiments import atari_ppo
+from experiments import atari_ppo, custom_env, export_agent, publish_agent, watch
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "--n-envs 2 --total-timesteps 32 --checkpoint-every 16 --encoder rl_s --evaluation-games 1 --device cpu "
@@ -91,6 +91,23 @@ def test_memory_that_is_out_is_one_line_and_checkpoints_stay(error, tmp_path, ca
     monkeypatch.setattr(PPO, "train", out_of_memory)
     code, lines = ended(tmp_path / "run", capsys)
     assert code == 2 and lines[-1].startswith("error: memory is out") and "000000016" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "busy", "flags"),
+    [
+        (custom_env, "train", ["--run-dir", "run"]),
+        (watch, "load_run", ["run", "--no-window"]),
+        (export_agent, "load_run", ["run"]),
+        (publish_agent, "read_finished", ["--run", "run"]),
+    ],
+)
+def test_of_other_commands_too(command, busy, flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, busy, interrupt)
+    with pytest.raises(SystemExit) as left:
+        command.main(flags)
+    assert left.value.code == 130 and capsys.readouterr().err.endswith("interrupted\n")
 
 
 @pytest.mark.slow

@@ -196,7 +196,18 @@ def test_hard_links_are_not_written_through(run, tmp_path, capsys):
     assert "second name" in refused(run, capsys)
 
 
-@pytest.mark.parametrize("name", ["monitor.csv", "model.zip", "checkpoints", "evaluation.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "monitor.csv",
+        "model.zip",
+        "checkpoints",
+        "evaluation.json",
+        "versions.txt",
+        "command.txt",
+        "first_checkpoint.txt",
+    ],
+)
 def test_new_run_does_not_touch_what_a_folder_holds(tmp_path, name, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -205,6 +216,24 @@ def test_new_run_does_not_touch_what_a_folder_holds(tmp_path, name, capsys):
     with pytest.raises(SystemExit):
         atari_ppo.main(flags(folder))
     assert name in capsys.readouterr().err.splitlines()[-1] and contents(tmp_path) == before
+
+
+def test_no_run_begins_in_the_current_folder(tmp_path, monkeypatch, capsys):
+    """Such as --run-dir "$OUT", where there is no OUT."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        atari_ppo.main(flags(""))
+    assert left.value.code == 2 and "empty or '.'" in capsys.readouterr().err and contents(tmp_path) == {}
+
+
+def test_what_was_killed_before_its_config_was_written_is_begun_anew(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("run.lock", "command.txt", "versions.txt"):
+        (run / name).touch()
+    with RunFolder(run) as folder:
+        folder.describe({"game": "pong"}, "python train.py")
+    assert (run / "command.txt").read_text() == "python train.py\n"
 
 
 def test_set_up_that_fails_leaves_no_folder(tmp_path, capsys, monkeypatch):

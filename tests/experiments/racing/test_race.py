@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -222,6 +223,17 @@ def test_one_failure_stops_no_other_run(tmp_path, stand_in, capsys):
     assert "1 of 2 runs finished" in out and "pong__nature__s0.log" in out
     assert "out of luck" in (tmp_path / "races" / "r" / "pong__nature__s0.log").read_text()
     assert [run.encoder for run in read_races([tmp_path / "results" / "race_r.csv"])] == ["rl_s"]
+
+
+def test_what_it_says_can_be_pasted(tmp_path, stand_in, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    race.main(flags(tmp_path, "--results-dir", "~/my results"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("report "))
+    words = shlex.split(line)[3:]
+    assert words[words.index("--races") + 1] == "my results/race_r.csv"
+    assert words[words.index("--results-dir") + 1] == "my results"
+    assert (tmp_path / "my results" / "race_r.csv").is_file()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

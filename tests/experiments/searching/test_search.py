@@ -156,6 +156,7 @@ def test_a_candidate_of_a_dead_process_is_tried_again(made_up, tmp_path, monkeyp
         ({"total_timesteps": 8}, "rungs"),
         ({"reduction": 1}, "reduction"),
         ({"name": "a/b"}, "name"),
+        ({"name": "tpyo", "n_candidates": 0}, "no study in .*tpyo to show"),
         ({"by": "copies", "what": "settings"}, "--by reward"),
         ({"by": "copies", "games": ("procgen/leaper",)}, "has no agent of procgen/leaper"),
         ({"by": "copies", "games": ("procgen/starpilot",), "updates": 8}, "updates=8 is too little for 3 rungs"),
@@ -173,6 +174,7 @@ def test_another_studys_settings_are_refused(made_up, tmp_path):
     run_search(config(tmp_path, n_candidates=1))
     with pytest.raises(ValueError, match=r"budget=1\.0.*--name"):
         run_search(config(tmp_path, budget=0.5))
+    assert open_study(config(tmp_path)).user_attrs["budget"] == 1.0
 
 
 def test_a_study_older_than_copies_is_one_by_reward(made_up, tmp_path):
