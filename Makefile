@@ -26,6 +26,7 @@ help:  ## Show the targets
 
 $(STAMP): setup.cfg constraints.txt requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "mnv4_rl needs Python 3.11 to 3.13, this is %s; try `make PYTHON=python3.12 ...`" % sys.version.split()[0])'
+	@echo "installing into $(VENV), which takes a few minutes; most of it is PyTorch"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt -e ".[contrib,hub,export]" -r requirements.txt -r requirements-dev.txt
 	$(PY) -m pip install --quiet --no-deps -c constraints.txt timm
@@ -34,6 +35,7 @@ $(STAMP): setup.cfg constraints.txt requirements.txt requirements-dev.txt pyproj
 install: $(STAMP)  ## Create .venv and install everything the commands below need
 
 train: $(STAMP)  ## Train on Atari from pixels: GAME=pong TIMESTEPS=400000 SEED=0 ALGO=ppo ENCODER=nature
+	@$(if $(filter ppo dqn,$(ALGO)),,$(error ALGO must be ppo or dqn, got $(ALGO); QR-DQN is ALGO=dqn ARGS="--algo qrdqn"))
 	$(PY) experiments/atari_$(ALGO).py --game $(GAME) --total-timesteps $(TIMESTEPS) --seed $(SEED) $(if $(ENCODER),--encoder $(ENCODER)) $(ARGS)
 
 race: $(STAMP)  ## Train NatureCNN and rl_s2 side by side and draw both: GAMES="pong breakout" SEEDS="0 1" JOBS=2

@@ -64,7 +64,7 @@ def policy_kwargs(encoder: str, features_dim: int = FEATURES_DIM) -> dict[str, A
     encoders = known_encoders()
     if encoder not in encoders:
         close = difflib.get_close_matches(encoder, encoders, n=3, cutoff=0.5)
-        raise ValueError(f"There is no encoder called {encoder!r}.{did_you_mean(close)} Known: {', '.join(ENCODERS)}.")
+        raise ValueError(f"There is no encoder called {encoder!r}.{did_you_mean(close)} Known: {', '.join(encoders)}.")
     extractor_class, extractor_kwargs = encoders[encoder]
     return {
         "features_extractor_class": extractor_class,

@@ -45,7 +45,8 @@ class MNV4Extractor(ImageExtractor):
     and it keeps its own initialisation under every algorithm. For PPO, A2C and DQN on uint8 images the policies of
     :mod:`mnv4_rl.policies` do the same as ``"CnnPolicy"`` in less time and memory.
 
-    SB3 puts two tanh layers of 64 behind every extractor but its own NatureCNN; pass ``net_arch=[]`` beside it.
+    In PPO, A2C and DQN SB3 puts two layers of 64 behind every extractor but its own NatureCNN; pass ``net_arch=[]``
+    beside it. In TD3 pass ``[256, 256]``, which is NatureCNN's; in SAC nothing.
 
     Args:
         observation_space: Images, see docs/observations.md: uint8 in [0, 255], or float in [-1, 1].
