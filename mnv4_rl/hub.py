@@ -46,7 +46,7 @@ def agent_folder(path: str | Path) -> Iterator[Path]:
         yield _local(local)
         return
     with TemporaryDirectory() as name:
-        yield _fetch(path, Path(name) / AGENT_FOLDER)
+        yield _fetch(str(path), Path(name) / AGENT_FOLDER)
 
 
 def _local(path: Path) -> Path:
