@@ -133,6 +133,7 @@ def test_what_would_fail_after_the_games_is_refused_before_them(run, fault, tmp_
         agents.write_text("a file")
     if fault == "agent":
         (agents / "pong__ppo__rl_s__s3" / "agent").mkdir(parents=True)
+        (agents / "pong__ppo__rl_s__s3" / "agent" / "notes.txt").touch()
     if fault == "own file":
         shutil.copytree(newest_checkpoint(run[0]), agents / "pong__ppo__rl_s__s3" / "agent")
     monkeypatch.setattr(publish_agent, "play", lambda *_: pytest.fail("games were played"))
