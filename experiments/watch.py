@@ -96,14 +96,15 @@ def check_config(config: WatchConfig) -> None:
     check_range("seed", config.seed, SEED)
     options_of(config.protocol, {})
     for path, suffix in ((config.video, ".mp4"), (config.gif, ".gif")):
-        if path is not None and path.suffix.lower() != suffix:
+        if path is None:
+            continue
+        if path.suffix.lower() != suffix:
             raise ValueError(f"{suffix[1:]} files end in {suffix}, got {path}.")
-        if path is not None and not path.parent.is_dir():
+        if not path.parent.is_dir():
             raise FileNotFoundError(f"There is no folder {path.parent} for {path.name}; make it first.")
-        if path is not None and path.is_dir():
+        if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file.")
-        if path is not None:
-            check_writable(path.parent)
+        check_writable(path.parent)
 
 
 class Recording:

@@ -127,8 +127,8 @@ class RunFolder:
                 f"{self.path} already holds a run. Go on with it by --resume, name another folder with --run-dir, or "
                 "delete it first."
             )
-        written = [self.monitor, self.progress, self.model, self.evaluation, self.checkpoints]
-        written.append(self.path / FIRST_CHECKPOINT)
+        first = self.path / FIRST_CHECKPOINT
+        written = [self.monitor, self.progress, self.model, self.evaluation, self.checkpoints, first]
         # What a run that was killed before its config was written leaves, beside its lock: these two files, and an
         # empty folder of checkpoints.
         if self._lock.previous is None:
